@@ -1,0 +1,61 @@
+"""Episode: a batch of few-shot tasks, and the legend of axis names.
+
+Shapes everywhere in this package are written with these names:
+
+======== ==================================================================
+task     tasks of a meta-batch (or of a chunk of it), always the first axis
+param    entries of the flat vector of adapted parameters, θ or φ
+way      classes of a task
+shot     support examples of a class
+query    query examples of a class
+example  examples of a task: way·shot in the support set, way·query in the query set
+feature  entries of an input: ``channel height width`` for images
+output   entries of a network's output: the way logits, or the regression target
+======== ==================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Examples(NamedTuple):
+    """Inputs ``x [task, example, *feature]`` and targets ``y``.
+
+    ``y`` is ``[task, example]`` (class numbers, int64) or ``[task, example, output]`` (regression).
+    """
+
+    x: Tensor
+    y: Tensor
+
+
+class Episode(NamedTuple):
+    """A batch of tasks: what to adapt on (``support``) and what to be judged by (``query``)."""
+
+    support: Examples
+    query: Examples
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks."""
+        return self.support.x.shape[0]
+
+    def chunks(self, size: int | None) -> Iterator[Episode]:
+        """Consecutive parts of at most ``size`` tasks; all at once for ``None``."""
+        size = size or self.tasks
+        for start in range(0, self.tasks, size):
+            part = slice(start, start + size)
+            yield Episode(*(Examples(e.x[part], e.y[part]) for e in self))
+
+    @staticmethod
+    def stack(episodes: list[Episode]) -> Episode:
+        """One Episode from several, joined along ``task``."""
+        support, query = zip(*episodes, strict=True)
+        return Episode(
+            Examples(torch.cat([e.x for e in support]), torch.cat([e.y for e in support])),
+            Examples(torch.cat([e.x for e in query]), torch.cat([e.y for e in query])),
+        )
