@@ -1,0 +1,62 @@
+"""ProximalTerm: the regulariser λ/2 ‖φ − θ‖² of the inner problem, its strength fixed or meta-learned."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from imaml_lightning.errors import UsageError
+from imaml_lightning.parameters import FlatNetwork
+
+
+class ProximalTerm(nn.Module):
+    """R(φ, θ) = ½ Σ_j λ_j (φ_j − θ_j)², in which λ is kept positive by λ = softplus(ρ).
+
+    Args:
+        strength: λ > 0, in units of the loss per squared parameter. The paper's Omniglot value is 2.
+        per: one λ for all parameters, one for each parameter ``tensor``, or one for each ``parameter``.
+        learn: meta-learn λ with the outer optimizer (through ρ); else it stays as given.
+
+    Raises:
+        UsageError: if strength is not a positive finite number.
+
+    Source: Rajeswaran et al. (2019), equation 3; λ per parameter as in its discussion of richer regularisers.
+    """
+
+    def __init__(
+        self, strength: float = 2.0, per: Literal["network", "tensor", "parameter"] = "network", learn: bool = False
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(strength) and strength > 0):
+            raise UsageError(f"strength must be a positive number, got {strength}: set the proximal term's λ above 0")
+        self.per = per
+        self.learn = learn
+        self.initial = strength
+        self.raw = nn.Parameter(self._raw(strength, 1), requires_grad=learn)
+        self.repeats: list[int] | None = None
+
+    @staticmethod
+    def _raw(strength: float, count: int) -> Tensor:
+        # softplus⁻¹(λ) in a form that neither overflows for large λ nor cancels for small λ.
+        return torch.full((count,), strength + math.log(-math.expm1(-strength)), dtype=torch.float64).float()
+
+    def fit_to(self, network: FlatNetwork) -> None:
+        """Give ``raw`` one entry for each λ that ``per`` asks for in this network."""
+        count = {"network": 1, "tensor": len(network.sizes), "parameter": sum(network.sizes)}[self.per]
+        self.raw = nn.Parameter(self._raw(self.initial, count), requires_grad=self.learn)
+        self.repeats = network.sizes if self.per == "tensor" else None
+
+    def strength(self) -> Tensor:
+        """λ, ``[1]`` or ``[param]``; differentiable in ``raw``."""
+        strength = softplus(self.raw)
+        if self.repeats is None:
+            return strength
+        return strength.repeat_interleave(torch.tensor(self.repeats, device=strength.device))
+
+    def forward(self, phi: Tensor, theta: Tensor) -> Tensor:
+        """R for each task ``[task]``, of ``phi [task, param]`` and ``theta [param]``."""
+        return 0.5 * (self.strength() * (phi - theta).square()).sum(1)
