@@ -1,0 +1,159 @@
+"""EpisodeDataModule: batches of few-shot tasks for a Lightning Trainer."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+
+from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
+from imaml_lightning.data.glyphs import Glyphs
+from imaml_lightning.data.sampler import BatchSampler, EpisodeDataset, EpisodeLoader
+from imaml_lightning.episode import Episode, Examples
+from imaml_lightning.errors import UsageError
+
+
+class EpisodeDataModule(LightningDataModule):
+    """N-way K-shot episodes, the same for every number of workers and ranks and after a resume.
+
+    A training epoch is ``train_batches`` new meta-batches; validation and test episodes are fixed. Images reach
+    the model as floats from 0 (paper) to 1 (ink), converted on the device.
+
+    Args:
+        source: where tasks come from; None means Glyphs, the embedded letters.
+        way: classes of a task. Regression ignores it.
+        shot: support examples of a class (of a task in regression).
+        query: query examples of a class (of a task in regression).
+        tasks: tasks of a meta-batch, over all ranks together.
+        train_batches: meta-batches of a training epoch.
+        val_episodes: validation episodes.
+        test_episodes: test episodes.
+        eval_query: query examples in validation and test; None means as in training.
+        seed: of the episodes.
+        workers: processes that draw training episodes, a rank; 0 draws them in the training process, which is
+            mostly fast enough.
+
+    Raises:
+        UsageError: an option has no sense, before any data is touched.
+    """
+
+    def __init__(
+        self,
+        source: EpisodeSource | None = None,
+        way: int = 5,
+        shot: int = 1,
+        query: int = 15,
+        tasks: int = 16,
+        train_batches: int = 100,
+        val_episodes: int = 200,
+        test_episodes: int = 1000,
+        eval_query: int | None = None,
+        seed: int = 0,
+        workers: int = 0,
+    ) -> None:
+        super().__init__()
+        _at_least(2, way=way)
+        _at_least(1, shot=shot, query=query, eval_query=query if eval_query is None else eval_query, tasks=tasks)
+        _at_least(1, train_batches=train_batches, val_episodes=val_episodes, test_episodes=test_episodes)
+        _at_least(0, seed=seed, workers=workers)
+        self.source = source if source is not None else Glyphs()
+        self.way, self.shot, self.query = way, shot, query
+        self.eval_query = query if eval_query is None else eval_query
+        self.tasks, self.train_batches = tasks, train_batches
+        self.val_episodes, self.test_episodes = val_episodes, test_episodes
+        self.seed, self.workers = seed, workers
+        self._ready = False
+
+    def prepare_data(self) -> None:
+        """Download, or build the bank. One process does it."""
+        self.source.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the data and see whether it can give such episodes.
+
+        Raises:
+            UsageError: it cannot, or the episodes cannot be split over the ranks.
+        """
+        trainer: Trainer | None = self.trainer
+        ranks = trainer.world_size if trainer else 1
+        for name in ("tasks", "val_episodes", "test_episodes"):
+            if getattr(self, name) % ranks:
+                raise UsageError(
+                    f"--data.{name} {getattr(self, name)} cannot be split over {ranks} processes; "
+                    f"choose a multiple of {ranks}."
+                )
+        self.source.setup()
+        for split in SPLITS:
+            self.source.check(split, self.way, self.shot, self._dataset(split).query)
+        self._ready = True
+
+    def episode(self, split: Split, number: int, epoch: int = 0) -> Episode:
+        """One episode as the model sees it (images as floats), for notebooks; prepares the data if need be."""
+        if not self._ready:
+            self.prepare_data()
+            self.setup()
+        return as_float(self._dataset(split)[epoch, [number]])
+
+    def train_dataloader(self) -> EpisodeLoader:
+        """``train_batches`` batches, beginning where the trainer's count of batches says."""
+        return self._loader("train", self.train_batches * self.tasks, self.workers)
+
+    def val_dataloader(self) -> EpisodeLoader:
+        """The fixed validation episodes."""
+        return self._loader("val", self.val_episodes)
+
+    def test_dataloader(self) -> EpisodeLoader:
+        """The fixed test episodes."""
+        return self._loader("test", self.test_episodes)
+
+    def predict_dataloader(self) -> EpisodeLoader:
+        """The test episodes."""
+        return self.test_dataloader()
+
+    def on_after_batch_transfer(self, batch: Episode, dataloader_idx: int) -> Episode:
+        """uint8 images to floats, in the trainer's precision."""
+        batch = as_float(batch)
+        trainer: Trainer | None = self.trainer
+        return trainer.precision_plugin.convert_input(batch) if trainer else batch
+
+    def _dataset(self, split: Split) -> EpisodeDataset:
+        query = self.query if split == "train" else self.eval_query
+        return EpisodeDataset(self.source, split, self.seed, self.way, self.shot, query)
+
+    def _loader(self, split: Split, episodes: int, workers: int = 0) -> EpisodeLoader:
+        trainer: Trainer | None = self.trainer
+        sampler = BatchSampler(
+            self.tasks,
+            episodes,
+            rank=trainer.global_rank if trainer else 0,
+            ranks=trainer.world_size if trainer else 1,
+            start=self._batches_done if split == "train" else _from_the_first,
+        )
+        pin_memory = trainer is not None and trainer.strategy.root_device.type == "cuda"
+        return EpisodeLoader(self._dataset(split), sampler, workers, pin_memory)
+
+    def _batches_done(self) -> int:
+        """Training batches that the trainer has finished, in this run and in those it resumes.
+
+        Lightning restores this count with a checkpoint before it asks for a batch. It is right wherever the
+        checkpoint was taken; the count of epochs is not (one taken after the last batch of an epoch, or under
+        ``max_steps``, may resume with an epoch passed over).
+        """
+        trainer: Trainer | None = self.trainer
+        if trainer is None or trainer.overfit_batches:  # type: ignore[attr-defined]  # the same batches again
+            return 0
+        return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+
+
+def _at_least(bound: int, **options: int) -> None:
+    for name, value in options.items():
+        if value < bound:
+            raise UsageError(f"--data.{name} must be at least {bound}, but is {value}.")
+
+
+def _from_the_first() -> int:
+    return 0
+
+
+def as_float(episode: Episode) -> Episode:
+    """uint8 images as float32 from 0 to 1; anything else unchanged."""
+    return Episode(*(Examples(e.x.float() / 255 if e.x.dtype == torch.uint8 else e.x, e.y) for e in episode))

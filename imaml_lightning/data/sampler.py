@@ -1,0 +1,110 @@
+"""Which episodes make which batch, and the loader that draws them.
+
+Episode i of epoch e of a split is drawn by a generator seeded with (seed, split, e, i) and with nothing else. So
+neither the number of workers, nor of ranks, nor a resume, changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
+from imaml_lightning.episode import Episode
+
+#: (epoch, numbers of the episodes in it)
+Batch = tuple[int, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class EpisodeDataset(Dataset[Episode]):
+    """The episodes of one split: a pure function from (epoch, episode numbers) to an Episode."""
+
+    source: EpisodeSource
+    split: Split
+    seed: int
+    way: int
+    shot: int
+    query: int
+
+    def __getitem__(self, batch: Batch) -> Episode:
+        epoch, numbers = batch
+        split = SPLITS.index(self.split)
+        rngs = [np.random.default_rng((self.seed, split, epoch, number)) for number in numbers]
+        return self.source.sample(self.split, rngs, self.way, self.shot, self.query)
+
+
+@dataclass(frozen=True)
+class BatchSampler:
+    """One rank's part of every batch.
+
+    Batch t holds the episodes from (t mod batches)·tasks on, of epoch t div batches; rank r of R takes the r-th
+    of R equal slices of it, so the ranks in order give the batch that one process would see.
+
+    Args:
+        tasks: tasks of a batch over all ranks; a multiple of ``ranks``.
+        episodes: episodes of an epoch; the last batch is shorter if ``tasks`` does not divide it.
+        rank, ranks: this process and the number of processes.
+        start: gives the number of the first batch, asked whenever an iteration begins.
+    """
+
+    tasks: int
+    episodes: int
+    rank: int
+    ranks: int
+    start: Callable[[], int]
+
+    def __len__(self) -> int:
+        return -(-self.episodes // self.tasks)
+
+    def __iter__(self) -> Iterator[Batch]:
+        first = self.start()
+        for number in range(first, first + len(self)):
+            epoch, batch = divmod(number, len(self))
+            begin = batch * self.tasks
+            size = min(self.tasks, self.episodes - begin) // self.ranks
+            begin += self.rank * size
+            yield epoch, range(begin, begin + size)
+
+
+class EpisodeLoader:
+    """Iterates over the batches of a sampler, drawn here or by worker processes.
+
+    Not a DataLoader but the owner of one, so that Lightning does not exchange the sampler, which already
+    knows the ranks, for a distributed one.
+    """
+
+    def __init__(self, dataset: EpisodeDataset, sampler: BatchSampler, workers: int, pin_memory: bool) -> None:
+        self.dataset = dataset
+        self.batches = sampler
+        self._loader = DataLoader(
+            dataset,
+            batch_size=None,  # the data set is asked for whole batches
+            sampler=sampler,  # type: ignore[arg-type]
+            num_workers=workers,
+            pin_memory=pin_memory,
+            # Its own, since every iteration draws from it: a resumed run must find torch's untouched.
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Episode]:
+        # A generator: Lightning asks for iterators before it needs them, and only the first batch
+        # starts the workers and asks the sampler where to begin.
+        yield from self._loader
+
+    # Lightning resumes inside an epoch only with loaders that have these. There is nothing to save: where to
+    # begin follows from the trainer's own count of batches.
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
