@@ -1,0 +1,40 @@
+"""imaml_lightning: implicit MAML as a PyTorch Lightning application.
+
+Read in this order: episode, parameters, objective, solution; then adaptation (implicit.py is the method),
+inner and linear (one solver a file), curvature, proximal; then meta_learner, data and cli.
+"""
+
+from imaml_lightning import compat
+
+compat.repair_torchvision()  # before anything imports lightning or torchmetrics, which look for torchvision
+
+from imaml_lightning.adaptation import Adaptation, FirstOrder, Implicit  # noqa: E402
+from imaml_lightning.data import EpisodeDataModule, EpisodeSource  # noqa: E402
+from imaml_lightning.episode import Episode, Examples  # noqa: E402
+from imaml_lightning.errors import UsageError  # noqa: E402
+from imaml_lightning.inner import InnerSolver  # noqa: E402
+from imaml_lightning.linear import LinearSolver  # noqa: E402
+from imaml_lightning.meta_learner import MetaLearner  # noqa: E402
+from imaml_lightning.objective import InnerObjective  # noqa: E402
+from imaml_lightning.parameters import FlatNetwork  # noqa: E402
+from imaml_lightning.proximal import ProximalTerm  # noqa: E402
+from imaml_lightning.solution import Result, Solution  # noqa: E402
+
+__all__ = [
+    "Adaptation",
+    "Episode",
+    "EpisodeDataModule",
+    "EpisodeSource",
+    "Examples",
+    "FirstOrder",
+    "FlatNetwork",
+    "Implicit",
+    "InnerObjective",
+    "InnerSolver",
+    "LinearSolver",
+    "MetaLearner",
+    "ProximalTerm",
+    "Result",
+    "Solution",
+    "UsageError",
+]

@@ -1,0 +1,20 @@
+"""RecordConfig: a checkpoint knows the configuration that made it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from imaml_lightning.run import CONFIG_KEY
+
+
+class RecordConfig(Callback):
+    """Puts the whole configuration into every checkpoint, as plain types, so that one file is enough to use it again."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CONFIG_KEY] = self.config

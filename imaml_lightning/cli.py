@@ -1,0 +1,215 @@
+"""The command line: ``python -m imaml_lightning fit|validate|test|predict``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from imaml_lightning.callbacks import PlainProgress, RecordConfig
+from imaml_lightning.data import EpisodeDataModule
+from imaml_lightning.errors import UsageError
+from imaml_lightning.meta_learner import MetaLearner
+from imaml_lightning.report import figures_line, print_summary, write_predictions
+from imaml_lightning.run import CONFIG_KEY, RunFolder, find_checkpoint, read_checkpoint
+
+_MODEL_DEFAULTS = {
+    "model.network": {"class_path": "imaml_lightning.models.Conv4"},
+    "model.adaptation": {
+        "class_path": "imaml_lightning.adaptation.Implicit",
+        "init_args": {"proximal": {"class_path": "imaml_lightning.proximal.ProximalTerm"}},
+    },
+    "model.criterion": {"class_path": "torch.nn.CrossEntropyLoss"},
+    "data.source": {"class_path": "imaml_lightning.data.Glyphs"},
+}
+_TRAINER_DEFAULTS = {
+    "inference_mode": False,  # adaptation differentiates, also in validation
+    "use_distributed_sampler": False,  # episodes know their rank themselves
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "max_steps": 150,
+}
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI with a folder for each run, checkpoints that carry their configuration, and a test after ``fit``."""
+
+    checkpoint: Path | None = None  # what --ckpt_path was resolved to
+    folder: RunFolder | None = None
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", default="glyphs_5w1s", help="Of the experiment; see --output.")
+        parser.add_argument("--output", default="runs", help="Runs go to <output>/<name>/<number>/.")
+        parser.add_argument(
+            "--untrained", default=False, type=bool, help="Evaluate random weights, without --ckpt_path."
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "best")
+        parser.add_lightning_class_args(ModelCheckpoint, "last")
+        parser.set_defaults(
+            {
+                "best": {"filename": "best", "monitor": "val/accuracy", "mode": "max", "enable_version_counter": False},
+                "last": {"filename": "last", "every_n_train_steps": 100, "enable_version_counter": False},
+                **_MODEL_DEFAULTS,
+            }
+        )
+        parser.link_arguments("data.way", "model.network.init_args.way")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; where a checkpoint is named, once more on top of the configuration that it holds."""
+        super().parse_arguments(parser, args)
+        options = self.config[self.config.subcommand]
+        wanted = options.get("ckpt_path")
+        if not wanted:
+            return
+        self.checkpoint = find_checkpoint(wanted, options.output, options.name)
+        config = read_checkpoint(self.checkpoint)[CONFIG_KEY]
+        if self.config.subcommand != "fit":
+            config = {key: config[key] for key in ("seed_everything", "name", "output", "model", "data")}
+        given = list(sys.argv[1:] if args is None else args)
+        at = given.index(self.config.subcommand) + 1
+        self.config = parser.parse_args([*given[:at], f"--config={yaml.safe_dump(config)}", *given[at:]])
+        self.config[self.config.subcommand].ckpt_path = str(self.checkpoint)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let the checkpoint's options overrule those on the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        options = self.config[self.subcommand]
+        if self.subcommand != "fit" and self.checkpoint is None and not options.untrained:
+            raise UsageError(
+                f"{self.subcommand} has no trained weights: give --ckpt_path (a path, best or last), "
+                "or --untrained true to evaluate random ones"
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        options = self.config_init[self.subcommand]
+        self._check_checkpoint()
+        bar: Callback = RichProgressBar(leave=False) if sys.stdout.isatty() else PlainProgress()
+        extra = [bar] if options.trainer.enable_progress_bar in (None, True) else []
+        for keeper in (options.best, options.last):
+            # Where a checkpoint's own callbacks were, or Lightning warns that the folder has changed.
+            keeper.dirpath = str(self.checkpoint.parent) if self.checkpoint else None
+        writes = self.subcommand == "fit" and not options.trainer.fast_dev_run
+        if writes:
+            self.folder = self._run_folder(options)
+            for keeper in (options.best, options.last):
+                keeper.dirpath = str(self.folder.path)
+            config = yaml.safe_dump(self.config_dump, sort_keys=False)
+            (self.folder.path / "config.yaml").write_text(config)
+            extra.append(RecordConfig(self.config_dump))
+        if options.trainer.logger in (None, True):
+            step = read_checkpoint(self.checkpoint)["global_step"] if self.checkpoint else 0
+            kwargs["logger"] = self.folder.loggers(step, self.config_dump) if self.folder else False
+        if not sys.stdout.isatty():
+            kwargs["enable_progress_bar"] = False
+        options.trainer.callbacks = [*(options.trainer.callbacks or []), *extra]
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_folder(self, options: Any) -> RunFolder:
+        return RunFolder(self.checkpoint.parent) if self.checkpoint else RunFolder.new(options.output, options.name)
+
+    def _check_checkpoint(self) -> None:
+        """Refuse a checkpoint of another architecture before anything is run or written.
+
+        Raises:
+            UsageError: naming the first tensor that differs.
+        """
+        if self.checkpoint is None:
+            return
+        theirs = {name: tuple(t.shape) for name, t in read_checkpoint(self.checkpoint)["state_dict"].items()}
+        ours = {name: tuple(t.shape) for name, t in self.model.state_dict().items()}
+        for name in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(name) != ours.get(name):
+                raise UsageError(
+                    f"checkpoint {self.checkpoint} is of another architecture ({name} is {theirs.get(name)} there and "
+                    f"{ours.get(name)} here): leave out the options that change the network"
+                )
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        quiet = {"verbose": False} if subcommand in ("validate", "test") else {}
+        return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True} | quiet
+
+    def fit(self, model: MetaLearner, **kwargs: Any) -> None:
+        """Train, then test the best checkpoint and say where everything lies."""
+        if self.folder and self.trainer.is_global_zero:
+            parameters = sum(p.numel() for p in model.network.parameters())
+            print(
+                f"{type(model.network).__name__}, {parameters:,} parameters; writing to {self.folder.path}", flush=True
+            )
+        self.trainer.fit(model, **kwargs)
+        if self.folder is None or self.trainer.interrupted:
+            return
+        last = self.folder.path / "last.ckpt"
+        self.trainer.save_checkpoint(last)
+        best = Path(self._get(self.config_init, "best").best_model_path or last)
+        metrics = self.trainer.test(model, kwargs["datamodule"], ckpt_path=best, weights_only=True, verbose=False)[0]
+        if self.trainer.is_global_zero:
+            print_summary(
+                {
+                    "test": f"{figures_line(metrics, 'test')}, {self.datamodule.test_episodes} episodes",
+                    "checkpoint": str(best),
+                    "logs": str(self.folder.path / "metrics.csv"),
+                    "evaluate again": f"python -m imaml_lightning test --ckpt_path {best}",
+                }
+            )
+
+    def validate(self, model: MetaLearner, **kwargs: Any) -> None:
+        """Figures on the fixed validation episodes."""
+        self._evaluate("val", self.trainer.validate(model, **kwargs))
+
+    def test(self, model: MetaLearner, **kwargs: Any) -> None:
+        """Figures on the fixed test episodes."""
+        self._evaluate("test", self.trainer.test(model, **kwargs))
+
+    def predict(self, model: MetaLearner, **kwargs: Any) -> None:
+        """Outputs for the query sets of the test episodes, to predictions.csv."""
+        path = Path("predictions.csv")
+        write_predictions(path, self.trainer.predict(model, **kwargs))
+        print_summary({"predictions": str(path)})
+
+    def _evaluate(self, stage: str, metrics: list[dict[str, float]]) -> None:
+        if self.trainer.is_global_zero:
+            episodes = getattr(self.datamodule, f"{stage}_episodes")
+            weights = str(self.checkpoint or "random, as asked by --untrained")
+            print_summary({stage: f"{figures_line(metrics[0], stage)}, {episodes} episodes", "weights": weights})
+
+
+class _Parser(LightningArgumentParser):
+    """A parser whose complaint is one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise UsageError(" ".join(message.split()))
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line; what the user can mend ends in one sentence on standard error and exit status 2."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own call of torch's pytree
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # ours: a run's folder
+    # jsonargparse writes the comments only if asked to.
+    sys.argv[1:] = ["--print_config=comments" if arg == "--print_config" else arg for arg in sys.argv[1:]]
+    try:
+        CommandLine(
+            MetaLearner,
+            EpisodeDataModule,
+            args=args,
+            parser_class=_Parser,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults=_TRAINER_DEFAULTS,
+        )
+    except (UsageError, MisconfigurationException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
