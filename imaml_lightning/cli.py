@@ -14,21 +14,37 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from imaml_lightning.callbacks import PlainProgress, RecordConfig
+from imaml_lightning.callbacks import Pictures, PlainProgress, RecordConfig
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.errors import UsageError
 from imaml_lightning.meta_learner import MetaLearner
 from imaml_lightning.report import figures_line, print_summary, write_predictions
-from imaml_lightning.run import CONFIG_KEY, RunFolder, find_checkpoint, read_checkpoint
+from imaml_lightning.run import CONFIG_KEY, RunFolder, find_checkpoint, peek_options, read_checkpoint
 
-_MODEL_DEFAULTS = {
-    "model.network": {"class_path": "imaml_lightning.models.Conv4"},
+DEFAULT_NAME, DEFAULT_OUTPUT = "glyphs_5w1s", "runs"
+#: What ``fit`` trains without further options: a small network on Glyphs, for a first look in under three minutes.
+_FIRST_LOOK = {
+    "model.network": {"class_path": "imaml_lightning.models.Conv4", "init_args": {"filters": 32}},
     "model.adaptation": {
         "class_path": "imaml_lightning.adaptation.Implicit",
-        "init_args": {"proximal": {"class_path": "imaml_lightning.proximal.ProximalTerm"}},
+        "init_args": {
+            "inner_solver": {
+                "class_path": "imaml_lightning.inner.GradientDescent",
+                "init_args": {"lr": 0.2, "max_steps": 8},
+            },
+            "linear_solver": {
+                "class_path": "imaml_lightning.linear.ConjugateGradient",
+                "init_args": {"rtol": 0.01},
+            },
+            "proximal": {"class_path": "imaml_lightning.proximal.ProximalTerm"},
+        },
     },
     "model.criterion": {"class_path": "torch.nn.CrossEntropyLoss"},
+    "model.optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.003}},
     "data.source": {"class_path": "imaml_lightning.data.Glyphs"},
+    "data.query": 5,
+    "data.train_batches": 20,
+    "data.val_episodes": 96,
 }
 _TRAINER_DEFAULTS = {
     "inference_mode": False,  # adaptation differentiates, also in validation
@@ -36,7 +52,7 @@ _TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
-    "max_steps": 150,
+    "max_steps": 60,
 }
 
 
@@ -47,8 +63,8 @@ class CommandLine(LightningCLI):
     folder: RunFolder | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", default="glyphs_5w1s", help="Of the experiment; see --output.")
-        parser.add_argument("--output", default="runs", help="Runs go to <output>/<name>/<number>/.")
+        parser.add_argument("--name", default=DEFAULT_NAME, help="Of the experiment; see --output.")
+        parser.add_argument("--output", default=DEFAULT_OUTPUT, help="Runs go to <output>/<name>/<number>/.")
         parser.add_argument(
             "--untrained", default=False, type=bool, help="Evaluate random weights, without --ckpt_path."
         )
@@ -58,26 +74,23 @@ class CommandLine(LightningCLI):
             {
                 "best": {"filename": "best", "monitor": "val/accuracy", "mode": "max", "enable_version_counter": False},
                 "last": {"filename": "last", "every_n_train_steps": 100, "enable_version_counter": False},
-                **_MODEL_DEFAULTS,
+                **_FIRST_LOOK,
             }
         )
         parser.link_arguments("data.way", "model.network.init_args.way")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse; where a checkpoint is named, once more on top of the configuration that it holds."""
-        super().parse_arguments(parser, args)
-        options = self.config[self.config.subcommand]
-        wanted = options.get("ckpt_path")
-        if not wanted:
-            return
-        self.checkpoint = find_checkpoint(wanted, options.output, options.name)
-        config = read_checkpoint(self.checkpoint)[CONFIG_KEY]
-        if self.config.subcommand != "fit":
-            config = {key: config[key] for key in ("seed_everything", "name", "output", "model", "data")}
+        """Parse; where a checkpoint is named, on top of the configuration that it holds."""
         given = list(sys.argv[1:] if args is None else args)
-        at = given.index(self.config.subcommand) + 1
-        self.config = parser.parse_args([*given[:at], f"--config={yaml.safe_dump(config)}", *given[at:]])
-        self.config[self.config.subcommand].ckpt_path = str(self.checkpoint)
+        peeked = peek_options(given)
+        if "ckpt_path" in peeked and given[0] in self.subcommands():
+            defaults = {"name": DEFAULT_NAME, "output": DEFAULT_OUTPUT}
+            self.checkpoint = find_checkpoint(**defaults | peeked)
+            config = read_checkpoint(self.checkpoint)[CONFIG_KEY]
+            if given[0] != "fit":
+                config = {key: config[key] for key in ("seed_everything", "name", "output", "model", "data")}
+            given = [given[0], f"--config={yaml.safe_dump(config)}", *given[1:], f"--ckpt_path={self.checkpoint}"]
+        self.config = parser.parse_args(given)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's options overrule those on the command line."""
@@ -105,7 +118,7 @@ class CommandLine(LightningCLI):
                 keeper.dirpath = str(self.folder.path)
             config = yaml.safe_dump(self.config_dump, sort_keys=False)
             (self.folder.path / "config.yaml").write_text(config)
-            extra.append(RecordConfig(self.config_dump))
+            extra += [RecordConfig(self.config_dump), Pictures(self.folder.path)]
         if options.trainer.logger in (None, True):
             step = read_checkpoint(self.checkpoint)["global_step"] if self.checkpoint else 0
             kwargs["logger"] = self.folder.loggers(step, self.config_dump) if self.folder else False
@@ -157,7 +170,7 @@ class CommandLine(LightningCLI):
                 {
                     "test": f"{figures_line(metrics, 'test')}, {self.datamodule.test_episodes} episodes",
                     "checkpoint": str(best),
-                    "logs": str(self.folder.path / "metrics.csv"),
+                    "logs, pictures": str(self.folder.path),
                     "evaluate again": f"python -m imaml_lightning test --ckpt_path {best}",
                 }
             )
@@ -197,6 +210,8 @@ def main(args: ArgsType = None) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own call of torch's pytree
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # ours: a run's folder
+    # Ours is meant to hold the state after the step.
+    warnings.filterwarnings("ignore", message="(?s)Using ModelCheckpoint with manual optimization")
     # jsonargparse writes the comments only if asked to.
     sys.argv[1:] = ["--print_config=comments" if arg == "--print_config" else arg for arg in sys.argv[1:]]
     try:
@@ -210,6 +225,11 @@ def main(args: ArgsType = None) -> None:
             auto_configure_optimizers=False,
             trainer_defaults=_TRAINER_DEFAULTS,
         )
-    except (UsageError, MisconfigurationException) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UsageError, MisconfigurationException, ValueError) as error:
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, (UsageError, MisconfigurationException)):
+            cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what a constructor raises
+        if cause is None:
+            raise
+        print(f"error: {cause}", file=sys.stderr)
         sys.exit(2)

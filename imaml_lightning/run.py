@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import secrets
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 import wandb
+import yaml
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
@@ -35,9 +37,9 @@ class RunFolder:
         Raises:
             UsageError: if it cannot be made.
         """
-        if _FOLDER_VARIABLE in os.environ:
-            return cls(Path(os.environ[_FOLDER_VARIABLE]))
         parent = Path(output) / name
+        if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # the first process made it; ranks above 0 write nothing
+            return cls(Path(os.environ.get(_FOLDER_VARIABLE, parent)))
         try:
             parent.mkdir(parents=True, exist_ok=True)
             number = 1 + max((int(p.name) for p in parent.iterdir() if p.name.isdigit()), default=-1)
@@ -106,21 +108,45 @@ class _AppendingWriter(ExperimentWriter):
         """Lightning would delete the earlier rows here."""
 
 
-def find_checkpoint(wanted: str, output: str, name: str) -> Path:
+def peek_options(args: list[str]) -> dict[str, str]:
+    """``ckpt_path``, ``name`` and ``output`` of a command line and its configuration files, before all else is parsed.
+
+    Raises:
+        UsageError: if a file is not YAML (jsonargparse's own complaint would not name it).
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", default=[])
+    for name in ("ckpt_path", "name", "output"):
+        parser.add_argument(f"--{name}")
+    options, _ = parser.parse_known_args(args)
+    found: dict[str, str] = {}
+    for path in (path for path in map(Path, options.config) if path.is_file()):
+        try:
+            content = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} is not YAML ({' '.join(str(error).split())}): correct it there") from error
+        if not isinstance(content, dict):
+            raise UsageError(f"{path} holds no options: write some, as --print_config shows them")
+        found |= content
+    found |= {name: value for name, value in vars(options).items() if value is not None}
+    return {name: found[name] for name in ("ckpt_path", "name", "output") if found.get(name) is not None}
+
+
+def find_checkpoint(ckpt_path: str, output: str, name: str) -> Path:
     """The file that ``--ckpt_path`` means: a path, or ``last`` or ``best`` of the newest run of this name that has one.
 
     Raises:
         UsageError: if there is none.
     """
-    if wanted not in ("last", "best"):
-        path = Path(wanted)
+    if ckpt_path not in ("last", "best"):
+        path = Path(ckpt_path)
         if not path.is_file():
-            raise UsageError(f"checkpoint {wanted} does not exist: give the path of a .ckpt file, or last, or best")
+            raise UsageError(f"checkpoint {ckpt_path} does not exist: give the path of a .ckpt file, or last, or best")
         return path
-    found = [p for p in (Path(output) / name).glob(f"*/{wanted}.ckpt") if p.parent.name.isdigit()]
+    found = [p for p in (Path(output) / name).glob(f"*/{ckpt_path}.ckpt") if p.parent.name.isdigit()]
     if not found:
         raise UsageError(
-            f"no {wanted}.ckpt in {Path(output) / name}/*/: give --name and --output of the run, or the checkpoint's path"
+            f"no {ckpt_path}.ckpt in {Path(output) / name}/*/: give --name and --output of the run, or the checkpoint's path"
         )
     return max(found, key=lambda path: int(path.parent.name))
 

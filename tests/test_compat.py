@@ -12,7 +12,7 @@ import pytest
 
 from imaml_lightning import compat
 
-REPOSITORY = Path(compat.__file__).parents[1]
+PACKAGE = Path(compat.__file__).parent
 
 # Stand-ins for torchvision, so that both cases are tried whatever the installed build is.
 WITHOUT_OPERATORS = """
@@ -36,18 +36,20 @@ WITH_OPERATORS = """
 """
 
 
-def run(folder: Path, torchvision: str | None, code: str) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` in a fresh process beside a torchvision of our own (None: of the environment)."""
-    if torchvision is not None:
-        package = folder / "torchvision"
-        package.mkdir()
-        (package / "__init__.py").write_text(textwrap.dedent(torchvision))
-        (package / "extension.py").write_text("import torch\nready = hasattr(torch.ops.torchvision, 'nms')\n")
+def run(folder: Path, torchvision: str, code: str) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a fresh process beside a torchvision of our own.
+
+    ``compat`` is loaded from its file there, for the package would import lightning, which needs all of torchvision.
+    """
+    package = folder / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text(textwrap.dedent(torchvision))
+    (package / "extension.py").write_text("import torch\nready = hasattr(torch.ops.torchvision, 'nms')\n")
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(PACKAGE)])},
         check=False,
     )
 
@@ -57,8 +59,9 @@ def test_missing_operators_are_declared(tmp_path: Path) -> None:
         tmp_path,
         WITHOUT_OPERATORS,
         """
-        import imaml_lightning.compat as compat  # the package repairs on import
-        import sys, torch, torchvision
+        import compat, sys
+        assert compat.repair_torchvision()
+        import torch, torchvision
         assert torchvision.__file__.startswith(sys.path[1]), torchvision.__file__
         assert torch.ops.torchvision.nms and torch.ops.torchvision.qnms
         assert torchvision.extension.ready  # nothing is left of the failed import
@@ -74,9 +77,8 @@ def test_real_operators_are_not_shadowed(tmp_path: Path) -> None:
         tmp_path,
         WITH_OPERATORS,
         """
-        import imaml_lightning.compat as compat
-        import torch
-        assert compat._declared == [] and not compat.repair_torchvision()
+        import compat, torch
+        assert not compat.repair_torchvision() and compat._declared == []
         dets, scores = torch.zeros(2, 4), torch.ones(2)
         assert torch.ops.torchvision.nms(dets, scores, 0.5).tolist() == [2.0, 2.0]
         assert not hasattr(torch.ops.torchvision, "qnms")
@@ -90,8 +92,8 @@ def test_one_missing_operator_leaves_the_other_alone(tmp_path: Path) -> None:
         tmp_path,
         WITHOUT_NMS,
         """
-        import imaml_lightning
-        import torch
+        import compat, torch
+        assert compat.repair_torchvision()
         assert len(torch.ops.torchvision.qnms.default._schema.arguments) == 1
         assert torch.ops.torchvision.nms
         """,

@@ -86,12 +86,15 @@ class EpisodeDataModule(LightningDataModule):
             self.source.check(split, self.way, self.shot, self._dataset(split).query)
         self._ready = True
 
-    def episode(self, split: Split, number: int, epoch: int = 0) -> Episode:
-        """One episode as the model sees it (images as floats), for notebooks; prepares the data if need be."""
+    def episode(self, split: Split, number: int, epoch: int = 0, tasks: int = 1) -> Episode:
+        """Episodes from ``number`` on as the model sees them (images as floats), for pictures and notebooks.
+
+        Prepares the data if need be.
+        """
         if not self._ready:
             self.prepare_data()
             self.setup()
-        return as_float(self._dataset(split)[epoch, [number]])
+        return as_float(self._dataset(split)[epoch, range(number, number + tasks)])
 
     def train_dataloader(self) -> EpisodeLoader:
         """``train_batches`` batches, beginning where the trainer's count of batches says."""

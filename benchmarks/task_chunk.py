@@ -1,0 +1,76 @@
+"""Milliseconds a task of one inner gradient and one curvature product, by tasks solved together: docs/speed.md.
+
+    python benchmarks/task_chunk.py [--threads 1] [--chunks 1 4 16]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from imaml_lightning import Examples, FlatNetwork, InnerObjective, ProximalTerm
+from imaml_lightning.curvature import GaussNewton, Hessian
+from imaml_lightning.models import Conv4
+
+
+def milliseconds(function: Callable[[], object], repeats: int) -> float:
+    """Median of ``repeats`` calls after two to warm up."""
+    times = []
+    for _ in range(repeats + 2):
+        began = time.perf_counter()
+        function()
+        times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times[2:])
+
+
+def measure(filters: int, downsample: str, chunk: int) -> dict[str, float]:
+    """Milliseconds a task of each evaluation."""
+    network = FlatNetwork(Conv4(filters=filters, downsample=downsample))
+    support = Examples(torch.rand(chunk, 5, 1, 28, 28), torch.arange(5).expand(chunk, 5))
+    objective = InnerObjective(network, support, network.vector(), ProximalTerm(), nn.CrossEntropyLoss())
+    phi = objective.start() + 0.01 * torch.randn(chunk, sum(network.sizes))
+    at, u = objective.linearise(phi), torch.randn_like(phi)
+    evaluations = {
+        "gradient": lambda: objective.value_and_gradient(phi),
+        "linearise": lambda: objective.linearise(phi),
+        "gauss_newton": lambda: GaussNewton().product(at, u),
+        "hessian": lambda: Hessian().product(at, u),
+    }
+    return {name: milliseconds(run, 5 if chunk > 1 else 15) / chunk for name, run in evaluations.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--chunks", type=int, nargs="+", default=[1, 4, 16])
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
+    rows = []
+    for filters, downsample in ((32, "stride"), (32, "max_pool"), (64, "stride"), (64, "max_pool")):
+        for chunk in options.chunks:
+            network = {"filters": filters, "downsample": downsample, "threads": options.threads, "chunk": chunk}
+            figures = {name: round(value, 2) for name, value in measure(filters, downsample, chunk).items()}
+            rows.append(network | figures)
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {options.threads} threads; ms a task\n")
+    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+    path = Path(__file__).parent / "results" / f"task_chunk_{options.threads}_threads.csv"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
