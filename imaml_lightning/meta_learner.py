@@ -119,6 +119,7 @@ class MetaLearner(LightningModule):
                 self.manual_backward(figures["loss"].sum() / episode.tasks)
             if log_now:
                 logs.append(self._task_figures(chunk, adapted, figures))
+            del adapted, figures  # or this chunk's graphs would stay until the next chunk's are built
         norm = self._outer_step()
         if log_now:
             self._log_step(logs, norm, time.perf_counter() - began)
@@ -131,12 +132,19 @@ class MetaLearner(LightningModule):
 
     def predict_step(self, episode: Episode, batch_idx: int) -> Tensor:
         """Outputs on the query set after adaptation ``[task, example, output]``: class probabilities or regression values."""
+        _, after = self.outputs(episode)
+        return after if episode.query.y.is_floating_point() else after.softmax(-1)
+
+    def outputs(self, episode: Episode) -> tuple[Tensor, Tensor]:
+        """The network's outputs on the query set ``[task, example, output]`` at θ and, adapted, at φ; without a graph."""
         with _normal_mode():
-            chunks = []
+            pairs = []
             for chunk in _own(episode).chunks(self._chunk_size()):
-                outputs = per_task(self.flat, self.adapted(chunk.support).phi, chunk.query.x)
-                chunks.append(outputs if chunk.query.y.is_floating_point() else outputs.softmax(-1))
-            return torch.cat(chunks)
+                theta = self.flat.vector().expand(chunk.tasks, -1)
+                phi = self.adapted(chunk.support).phi
+                pairs.append(tuple(per_task(self.flat, at, chunk.query.x) for at in (theta, phi)))
+            before, after = zip(*pairs, strict=True)
+            return torch.cat(before), torch.cat(after)
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")

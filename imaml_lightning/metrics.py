@@ -24,9 +24,10 @@ class EpisodeMean(Metric):
     def update(self, values: Tensor) -> None:
         """Take in ``values [task]``."""
         values = values.detach().double()
-        self.total += values.sum()
-        self.squares += values.square().sum()
-        self.count += values.numel()
+        # Not in place: a state that was reset under inference mode may not be changed outside it.
+        self.total = self.total + values.sum()
+        self.squares = self.squares + values.square().sum()
+        self.count = self.count + values.numel()
 
     def compute(self) -> dict[str, Tensor]:
         """``mean`` and ``ci95``; the latter is not a number for fewer than two episodes."""

@@ -27,6 +27,7 @@ class Linearisation:
     support_gradient: Tensor  # Jᵀ p [task, param]
     proximal_gradient: Tensor  # ∇R [task, param]
     gradient: Tensor  # ∇_φ G [task, param], differentiable in φ and in everything else on which G depends
+    gradient_at: Callable[[Tensor], Tensor]  # ∇_φ G at other points, without a graph
 
     def stationarity(self) -> Tensor:
         """‖∇_φ G‖ / ‖∇L_S‖ ``[task]``: 0 at a minimiser, 1 where the regulariser plays no part."""
@@ -52,6 +53,11 @@ class InnerObjective:
     ) -> None:
         self.network, self.support, self.theta = network, support, theta
         self.proximal, self.criterion = proximal, criterion
+
+    def task(self, index: int) -> InnerObjective:
+        """G of one task alone."""
+        support = Examples(*(part[index : index + 1] for part in self.support))
+        return InnerObjective(self.network, support, self.theta, self.proximal, self.criterion)
 
     def start(self) -> Tensor:
         """θ for every task, ``[task, param]``: where inner solvers begin."""
@@ -92,7 +98,7 @@ class InnerObjective:
             (support,) = torch.autograd.grad(z, phi, p, create_graph=True)
             (proximal,) = torch.autograd.grad(self.proximal(phi, self.theta).sum(), phi, create_graph=True)
             gradient = support + proximal
-        return Linearisation(phi, z, p, support, proximal, gradient)
+        return Linearisation(phi, z, p, support, proximal, gradient, lambda at: self.value_and_gradient(at)[1])
 
 
 def per_task(function: Callable[[Tensor, Tensor], Tensor], *arguments: Tensor) -> Tensor:

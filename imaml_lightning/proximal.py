@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from imaml_lightning import checks
 from imaml_lightning.errors import UsageError
 from imaml_lightning.parameters import FlatNetwork
 
@@ -60,3 +61,49 @@ class ProximalTerm(nn.Module):
     def forward(self, phi: Tensor, theta: Tensor) -> Tensor:
         """R for each task ``[task]``, of ``phi [task, param]`` and ``theta [param]``."""
         return 0.5 * (self.strength() * (phi - theta).square()).sum(1)
+
+
+class LowRankProximalTerm(ProximalTerm):
+    """R(φ, θ) = ½ (φ − θ)ᵀ Λ (φ − θ), in which Λ = diag(λ) + U Uᵀ is a matrix, positive definite for every U.
+
+    λ is that of ``ProximalTerm``. The columns of U ``[param, rank]`` are directions in which a task may move less than
+    elsewhere; they start at random and small, and are meta-learned where ``learn`` is on.
+
+    Args:
+        strength: λ > 0, in units of the loss per squared parameter.
+        per: one λ for all parameters, one for each parameter ``tensor``, or one for each ``parameter``.
+        learn: meta-learn λ and U with the outer optimizer; else they stay as they begin.
+        rank: columns of U.
+        spread: ‖U‖² at the start is about spread · strength.
+
+    Raises:
+        UsageError: if strength or spread is not a positive finite number, or rank is below 1.
+
+    Cost: 2 · param · rank multiplications a task, in G and in every product with ∇²R. Source: Rajeswaran et al. (2019),
+    section 6, names matrix-valued regularisers as future work.
+    """
+
+    def __init__(
+        self,
+        strength: float = 2.0,
+        per: Literal["network", "tensor", "parameter"] = "network",
+        learn: bool = False,
+        rank: int = 4,
+        spread: float = 0.1,
+    ) -> None:
+        super().__init__(strength, per, learn)
+        checks.at_least(1, "proximal", rank=rank)
+        checks.positive("proximal", spread=spread)
+        self.rank, self.spread = rank, spread
+        self.factor = nn.Parameter(torch.empty(0, rank), requires_grad=learn)
+
+    def fit_to(self, network: FlatNetwork) -> None:
+        """Give ``raw`` its entries, and ``factor`` (U) a row for each parameter of this network."""
+        super().fit_to(network)
+        params = sum(network.sizes)
+        factor = torch.randn(params, self.rank) * math.sqrt(self.spread * self.initial / params)
+        self.factor = nn.Parameter(factor, requires_grad=self.learn)
+
+    def forward(self, phi: Tensor, theta: Tensor) -> Tensor:
+        """R for each task ``[task]``, of ``phi [task, param]`` and ``theta [param]``."""
+        return super().forward(phi, theta) + 0.5 * ((phi - theta) @ self.factor).square().sum(1)

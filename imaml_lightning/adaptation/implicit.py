@@ -14,7 +14,6 @@ from imaml_lightning.inner import GradientDescent, InnerSolver
 from imaml_lightning.linear import ConjugateGradient, LinearSolver
 from imaml_lightning.objective import InnerObjective, Linearisation
 from imaml_lightning.proximal import ProximalTerm
-from imaml_lightning.solution import Solution
 
 
 class Implicit(Adaptation):
@@ -54,7 +53,7 @@ class Implicit(Adaptation):
         inner = solution.certified(at.gradient.detach().norm(dim=1))
         adapted = Adapted(inner.value, inner, stationarity=at.stationarity())
         if torch.is_grad_enabled():
-            # Held strongly, it would close a cycle through phi's graph, which then lives until the garbage collector runs.
+            # Held strongly it would close a cycle through phi's graph, which then lives until garbage is collected.
             report = weakref.ref(adapted)
 
             def solve(v: Tensor) -> Tensor:
@@ -81,5 +80,6 @@ class _ImplicitLayer(torch.autograd.Function):
     def backward(ctx, v: Tensor):
         u = ctx.solve(v)
         # Naming the inputs keeps autograd from walking back to φ as well, which would cost one more Hessian product.
-        pulled = torch.autograd.grad(ctx.at.gradient, ctx.dependencies, -u, allow_unused=True)
+        # The graph is kept because the caller may come again (retain_graph=True); it goes when the layer's output goes.
+        pulled = torch.autograd.grad(ctx.at.gradient, ctx.dependencies, -u, retain_graph=True, allow_unused=True)
         return None, None, None, *pulled

@@ -2,5 +2,22 @@
 
 from imaml_lightning.linear.base import LinearSolver
 from imaml_lightning.linear.conjugate_gradient import ConjugateGradient
+from imaml_lightning.linear.dense import Dense
+from imaml_lightning.linear.diagonal import DiagonalPreconditioner
+from imaml_lightning.linear.minres import Minres
+from imaml_lightning.linear.neumann import Neumann
+from imaml_lightning.linear.nystrom import Nystrom
+from imaml_lightning.linear.nystrom_preconditioner import NystromPreconditioner
+from imaml_lightning.linear.preconditioner import Preconditioner
 
-__all__ = ["ConjugateGradient", "LinearSolver"]
+__all__ = [
+    "ConjugateGradient",
+    "Dense",
+    "DiagonalPreconditioner",
+    "LinearSolver",
+    "Minres",
+    "Neumann",
+    "Nystrom",
+    "NystromPreconditioner",
+    "Preconditioner",
+]

@@ -16,18 +16,14 @@ class LinearSolver(ABC):
     """A solver of symmetric systems, one for each row; its fields are its options."""
 
     @abstractmethod
-    def solve(self, product: Product, rhs: Tensor) -> Solution:
+    def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
         """Solve A u = v.
 
         Args:
             product: ``[task, param] -> [task, param]``, A times each row.
             rhs: v ``[task, param]``.
+            start: where iterations begin ``[task, param]``, 0 if not given; direct methods have no use for it.
 
         Returns:
             u with, for each task, a result code, the products used, and ‖A u − v‖ / ‖v‖ (0 where v = 0).
         """
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of the rows ``[task, param]``, as a column ``[task, 1]``."""
-    return (a * b).sum(1, keepdim=True)

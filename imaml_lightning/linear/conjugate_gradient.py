@@ -1,4 +1,4 @@
-"""The conjugate gradient method, on all tasks of a chunk at once."""
+"""The conjugate gradient method, plain or preconditioned, on all tasks of a chunk at once."""
 
 from __future__ import annotations
 
@@ -7,71 +7,81 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning.errors import UsageError
-from imaml_lightning.linear.base import LinearSolver, Product, dot
+from imaml_lightning import checks
+from imaml_lightning.linear.base import LinearSolver, Product
+from imaml_lightning.linear.preconditioner import Preconditioner
+from imaml_lightning.linear.refine import MeasuredProduct, Sweep, refine
+from imaml_lightning.rows import dot, norm
 from imaml_lightning.solution import Result, Solution
 
 
 @dataclass(frozen=True)
 class ConjugateGradient(LinearSolver):
-    """Minimises ½ uᵀA u − vᵀu over growing Krylov spaces, from u = 0; for positive definite A.
+    """Minimises ½ uᵀA u − vᵀu over growing Krylov spaces, from u = 0; for positive definite A ``[task, param, param]``.
 
-    The error in the A-norm falls by at least (√κ − 1)/(√κ + 1) a step, κ the condition number. Every task has its
-    own step sizes and stops for itself: by tolerance, at the step limit, at negative curvature (pᵀA p < 0: the
-    iterate before it is returned, as in Steihaug's method), or at a number that is not finite.
+    The error in the A-norm falls by at least (√κ − 1)/(√κ + 1) a step, κ the condition number of A, or of M⁻¹A with a
+    preconditioner M. Every task has its own step sizes and stops for itself: by tolerance, at the step limit, at
+    negative curvature (pᵀA p < 0: the iterate before it is returned, as in Steihaug's method), or at a number that is
+    not finite.
 
     Args:
         max_steps: products with A, at most. The paper uses 5.
-        rtol: stop where ‖A u − v‖ ≤ rtol ‖v‖ (the residual of the recurrence).
+        rtol: stop where ‖A u − v‖ ≤ rtol ‖v‖.
+        preconditioner: M; none if not given.
 
-    Cost: one product a step. Source: Hestenes and Stiefel (1952); Nocedal and Wright, algorithm 5.2.
+    Cost: one product a step, those of the preconditioner before, and one where the residual is so small that rounding
+    could have spoilt it. Source: Hestenes and Stiefel (1952); Nocedal and Wright, algorithm 5.3.
     """
 
     max_steps: int = 5
     rtol: float = 1e-4
+    preconditioner: Preconditioner | None = None
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise UsageError(f"max_steps must be at least 1, got {self.max_steps}: set linear_solver.max_steps")
-        if not 0 <= self.rtol < 1:
-            raise UsageError(f"rtol must be in [0, 1), got {self.rtol}: set linear_solver.rtol")
+        checks.at_least(1, "linear_solver", max_steps=self.max_steps)
+        checks.fraction("linear_solver", rtol=self.rtol)
 
-    def solve(self, product: Product, rhs: Tensor) -> Solution:
-        u, r, p = torch.zeros_like(rhs), rhs, rhs
-        rr = dot(r, r)
-        vv, target = rr, self.rtol**2 * rr
-        result = torch.where(rr.isfinite(), Result.STEP_LIMIT, Result.NONFINITE)
-        steps, scale = torch.zeros_like(result), torch.zeros_like(rr)
-        for _ in range(self.max_steps):
-            active = (result == Result.STEP_LIMIT) & (rr > target)
-            if not active.any():
-                break
-            ap = product(torch.where(active, p, 0))
-            pap = dot(p, ap)
-            steps = steps + active
-            curvature = pap / dot(p, p)
-            scale = torch.where(active, torch.maximum(scale, curvature.abs()), scale)
-            result = torch.where(active, _judge(curvature, scale), result)
-            active = active & (result == Result.STEP_LIMIT)
+    def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
+        inverse = self.preconditioner.inverse(product, rhs) if self.preconditioner else _identity
 
-            alpha = torch.where(active, rr / pap, 0)
-            u = torch.where(active, u + alpha * p, u)
-            r = torch.where(active, r - alpha * ap, r)
-            previous, rr = rr, dot(r, r)
-            p = torch.where(active, r + rr / previous * p, p)
-        residual = torch.where(vv > 0, (rr / vv).sqrt(), 0)
-        result = torch.where((result == Result.STEP_LIMIT) & (rr <= target), Result.CONVERGED, result)
-        result = torch.where(rr.isfinite(), result, Result.NONFINITE)
-        tolerance = torch.full_like(residual, self.rtol)
-        return Solution(u, *(each.squeeze(1) for each in (result, steps, residual, tolerance)))
+        def iterate(product: MeasuredProduct, r: Tensor, target: Tensor, budget: Tensor) -> Sweep:
+            u, p = torch.zeros_like(r), inverse(r)
+            rz, residual = dot(r, p), norm(r)
+            result = torch.full_like(rz, Result.STEP_LIMIT, dtype=torch.int64)
+            steps = torch.zeros_like(result)
+            while True:
+                active = (result == Result.STEP_LIMIT) & (residual > target) & (steps < budget)
+                if not active.any():
+                    return Sweep(u, result, steps, residual)
+                ap = product(torch.where(active, p, 0))
+                pap = dot(p, ap)
+                steps = steps + active
+                result = torch.where(active, _judge(pap / dot(p, p), product.scale), result)
+                active = active & (result == Result.STEP_LIMIT)
+
+                alpha = rz / pap
+                r_new = r - alpha * ap
+                result = torch.where(active & ~norm(r_new).isfinite(), Result.NONFINITE, result)
+                active = active & (result == Result.STEP_LIMIT)
+                u = torch.where(active, u + alpha * p, u)
+                r = torch.where(active, r_new, r)
+                z = inverse(r)
+                previous, rz, residual = rz, dot(r, z), norm(r)
+                p = torch.where(active, z + rz / previous * p, p)
+
+        return refine(iterate, product, rhs, start, self.max_steps, self.rtol)
+
+
+def _identity(r: Tensor) -> Tensor:
+    return r
 
 
 def _judge(curvature: Tensor, scale: Tensor) -> Tensor:
     """What pᵀA p / pᵀp along a direction says: go on (STEP_LIMIT so far), or stop with a code.
 
-    ``scale`` is the largest one met so far, a lower bound of ‖A‖: what is 0 to rounding beside it is no curvature.
+    ``scale`` is a lower bound of ‖A‖: what is 0 to rounding beside it is no curvature.
     """
-    rounding = 10 * torch.finfo(scale.dtype).eps * scale
+    rounding = torch.finfo(scale.dtype).eps * scale
     code = torch.full_like(curvature, Result.STEP_LIMIT, dtype=torch.int64)
     code = torch.where(curvature < 0, Result.INDEFINITE, code)
     code = torch.where(curvature.abs() <= rounding, Result.BREAKDOWN, code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import Literal
 
@@ -19,12 +20,13 @@ class Conv4(nn.Module):
         channels: of an input image.
         size: height and width of an input image, in pixels.
         filters: of each convolution.
-        downsample: ``max_pool`` (2 x 2, after the convolution) or ``stride`` (convolutions of stride 2, as in the paper's
-            Omniglot code; several times cheaper).
-        norm: ``batch`` (statistics of the batch at hand, no running averages: the *transductive* protocol when a query
-            batch is normalised by itself), ``group`` (8 groups), or ``none``.
-        zero_head: start the head at zero, so that the start is symmetric in the classes, whose order is drawn anew in every
-            episode, and so that the inner problem begins well conditioned.
+        downsample: ``max_pool`` (2 x 2, after the convolution) or ``stride`` (convolutions of stride 2, as in the
+            paper's Omniglot code; several times cheaper).
+        norm: ``batch`` (statistics of the batch at hand, no running averages: the *transductive* protocol when a
+            query batch is normalised by itself), ``group`` (8 groups, or the most of 4, 2, 1 that divide
+            ``filters``), or ``none``.
+        zero_head: start the head at zero, so that the start is symmetric in the classes, whose order is drawn anew
+            in every episode, and so that the inner problem begins well conditioned.
 
     Source: Vinyals et al. (2016), section 4.1; Finn et al. (2017), appendix A.1.
     """
@@ -41,8 +43,11 @@ class Conv4(nn.Module):
     ) -> None:
         super().__init__()
         if min(way, channels, size, filters) < 1:
+            given = f"{way}, {channels}, {size}, {filters}"
+            raise UsageError(f"way, channels, size and filters of Conv4 must be at least 1, got {given}")
+        if downsample == "max_pool" and size < 16:
             raise UsageError(
-                f"way, channels, size and filters of Conv4 must be at least 1, got {way}, {channels}, {size}, {filters}"
+                f"size of Conv4 must be at least 16 for max_pool to halve it four times, got {size}: use stride"
             )
         strided = downsample == "stride"
         blocks = []
@@ -57,7 +62,7 @@ class Conv4(nn.Module):
             if norm == "batch":
                 layers.append(("norm", nn.BatchNorm2d(filters, track_running_stats=False)))
             elif norm == "group":
-                layers.append(("norm", nn.GroupNorm(min(8, filters), filters)))
+                layers.append(("norm", nn.GroupNorm(math.gcd(8, filters), filters)))
             blocks.append(nn.Sequential(OrderedDict(layers)))
         self.body = nn.Sequential(*blocks)
         with torch.no_grad():

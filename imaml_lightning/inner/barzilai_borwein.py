@@ -1,0 +1,63 @@
+"""Gradient descent with the steps of Barzilai and Borwein."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from imaml_lightning import checks
+from imaml_lightning.inner.base import InnerSolver
+from imaml_lightning.inner.progress import Progress
+from imaml_lightning.objective import InnerObjective
+from imaml_lightning.rows import dot
+from imaml_lightning.solution import Solution
+
+
+@dataclass(frozen=True)
+class BarzilaiBorwein(InnerSolver):
+    """φ ← φ − α ∇G(φ) with α from the last step s and the change y of the gradient along it, both ``[task, param]``:
+
+        α = sᵀs / sᵀy and α = sᵀy / yᵀy in turn, the inverses of two averages of the curvature along s
+
+    Needs no knowledge of L. On strongly convex quadratics it converges, far faster than a fixed step; G and ‖∇G‖ rise
+    in between. Elsewhere there is no guarantee, as there is no line search: a task whose gradient is no longer finite
+    goes back to its last good point. Where sᵀy ≤ 0 (negative curvature) the step is ``lr``.
+
+    Args:
+        lr: the first step size, and the one at negative curvature.
+        max_steps: gradient evaluations, at most.
+        rtol: stop where ‖∇G‖ ≤ rtol ‖∇G(start)‖; 0 takes all steps.
+
+    Cost: one gradient evaluation a step. Source: Barzilai and Borwein (1988), "Two-point step size gradient methods";
+    Dai and Fletcher (2005) for steps in turn.
+    """
+
+    lr: float = 0.05
+    max_steps: int = 16
+    rtol: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks.positive("inner_solver", lr=self.lr)
+        checks.at_least(0, "inner_solver", max_steps=self.max_steps)
+        checks.fraction("inner_solver", rtol=self.rtol)
+
+    def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
+        phi = start
+        s = y = torch.zeros_like(start)
+        previous = torch.zeros_like(start)
+        progress = Progress(start, self.rtol)
+        for step in range(self.max_steps):
+            _, gradient = objective.value_and_gradient(phi)
+            active = progress.see(phi, gradient)
+            if progress.over:
+                break
+            y = gradient - previous
+            sy = dot(s, y)
+            alpha = dot(s, s) / sy if step % 2 else sy / dot(y, y)
+            # s = 0 in the first step, so that sᵀy = 0 there too.
+            alpha = torch.where((sy > 0) & alpha.isfinite(), alpha, self.lr)
+            s, previous = -alpha * gradient, gradient
+            phi = torch.where(active, phi + s, progress.good)
+        return progress.solution(phi)

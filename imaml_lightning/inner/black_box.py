@@ -1,0 +1,119 @@
+"""Any minimiser at all: a method of SciPy by its name, or a function of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imaml_lightning import checks
+from imaml_lightning.curvature import Hessian
+from imaml_lightning.errors import UsageError
+from imaml_lightning.inner.base import InnerSolver
+from imaml_lightning.inner.progress import Progress
+from imaml_lightning.objective import InnerObjective
+from imaml_lightning.solution import Solution
+
+ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
+Minimiser = Callable[[ValueAndGradient, Tensor], Tensor]
+
+_WITHOUT_GRADIENT = {"nelder-mead", "powell", "cobyla", "cobyqa"}
+_WITH_HESSIAN_PRODUCTS = {"newton-cg", "trust-ncg", "trust-krylov", "trust-constr"}
+_WITH_HESSIAN = {"dogleg", "trust-exact"}
+
+
+@dataclass(frozen=True)
+class BlackBox(InnerSolver):
+    """φ* by code that knows nothing of this package: nothing is differentiated through an inner solver.
+
+    Tasks are solved one after another. SciPy computes in float64, the network in its own type. The verdict is ours,
+    not the method's: a task has converged where ‖∇G(φ*)‖ ≤ rtol ‖∇G(start)‖, and a φ* that is not finite is refused
+    for the start.
+
+    Args:
+        method: a method of ``scipy.optimize.minimize``, such as ``L-BFGS-B``; or a function
+            ``(value_and_gradient, start [param]) -> φ [param]``, where ``value_and_gradient(φ)`` gives G ``[]`` and
+            ∇G ``[param]``. In YAML, the function's import path.
+        max_steps: SciPy's ``maxiter``; the function's own affair otherwise.
+        rtol: the certificate's tolerance; SciPy's own tolerances are set tight, so that this or max_steps ends the
+            solve.
+
+    Cost: what the method takes (CG and L-BFGS-B about one gradient evaluation a step; dogleg and trust-exact one
+    Hessian product for every parameter), two evaluations more, and the way to the CPU. ``steps`` are those that SciPy
+    counts, and 1 for a function. Source: Virtanen et al. (2020), "SciPy 1.0".
+    """
+
+    method: Minimiser | str = "L-BFGS-B"
+    max_steps: int = 100
+    rtol: float = 1e-3
+
+    def __post_init__(self) -> None:
+        checks.at_least(1, "inner_solver", max_steps=self.max_steps)
+        checks.fraction("inner_solver", rtol=self.rtol)
+        if isinstance(self.method, str):
+            from scipy.optimize import show_options  # slow to import, and needed here only
+
+            try:
+                show_options("minimize", self.method, disp=False)
+            except ValueError as error:
+                raise UsageError(
+                    f"scipy.optimize.minimize has no method {self.method!r}: set inner_solver.method"
+                ) from error
+
+    def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
+        progress = Progress(start, self.rtol)
+        active = progress.see(start, objective.value_and_gradient(start)[1])
+        phi = start.clone()
+        for index in active.squeeze(1).nonzero().squeeze(1).tolist():
+            task = objective.task(index)
+            if isinstance(self.method, str):
+                phi[index], progress.steps[index] = self._scipy(task, start[index])
+            else:
+                phi[index] = self.method(_of_one(task), start[index].clone())
+        return progress.solution(phi, objective.value_and_gradient(phi)[1])
+
+    def _scipy(self, task: InnerObjective, start: Tensor) -> tuple[Tensor, int]:
+        """φ* ``[param]`` of one task, and the steps that SciPy counted."""
+        from scipy.optimize import minimize  # slow to import, and needed here only
+
+        method = self.method.lower()
+        value_and_gradient = _of_one(task)
+
+        def tensor(x: Any) -> Tensor:
+            return torch.from_numpy(x).to(start)
+
+        def function(x: Any) -> tuple[float, Any]:
+            value, gradient = value_and_gradient(tensor(x))
+            return value.item(), gradient.double().cpu().numpy()
+
+        def product(x: Any, p: Any) -> Any:
+            at = task.linearise(tensor(x).unsqueeze(0))
+            return Hessian().product(at, tensor(p).unsqueeze(0))[0].double().cpu().numpy()
+
+        def hessian(x: Any) -> Any:
+            at = task.linearise(tensor(x).unsqueeze(0))
+            columns = [Hessian().product(at, e.unsqueeze(0)) for e in torch.eye(len(start)).to(start)]
+            return torch.cat(columns).double().cpu().numpy()
+
+        derivative_free = method in _WITHOUT_GRADIENT
+        arguments = {"fun": lambda x: function(x)[0]} if derivative_free else {"fun": function, "jac": True}
+        if method in _WITH_HESSIAN_PRODUCTS:
+            arguments["hessp"] = product
+        elif method in _WITH_HESSIAN:
+            arguments["hess"] = hessian
+        options = {"maxfun" if method == "tnc" else "maxiter": self.max_steps}
+        found = minimize(x0=start.double().cpu().numpy(), method=method, tol=1e-12, options=options, **arguments)
+        return tensor(found.x), found.get("nit", found.nfev)
+
+
+def _of_one(task: InnerObjective) -> ValueAndGradient:
+    """G and ∇G of a single task, of φ ``[param]``."""
+
+    def value_and_gradient(phi: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = task.value_and_gradient(phi.unsqueeze(0))
+        return value[0], gradient[0]
+
+    return value_and_gradient

@@ -1,0 +1,56 @@
+"""Polyak's heavy ball."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from imaml_lightning import checks
+from imaml_lightning.inner.base import InnerSolver
+from imaml_lightning.inner.progress import Progress
+from imaml_lightning.objective import InnerObjective
+from imaml_lightning.solution import Solution
+
+
+@dataclass(frozen=True)
+class HeavyBall(InnerSolver):
+    """d ← momentum · d − lr ∇G(φ), φ ← φ + d, from d = 0 ``[task, param]``.
+
+    On a quadratic it converges for lr < 2 (1 + momentum)/(L + λ), with L the largest curvature of the support loss, and
+    with the best lr and momentum at the rate (√κ − 1)/(√κ + 1) a step; elsewhere it can cycle. G does not fall at every
+    step. A task whose gradient is no longer finite goes back to its last good point.
+
+    Args:
+        lr: step size.
+        momentum: share of the last step that is taken again, in [0, 1).
+        max_steps: gradient evaluations, at most.
+        rtol: stop where ‖∇G‖ ≤ rtol ‖∇G(start)‖; 0 takes all steps.
+
+    Cost: one gradient evaluation a step. Source: Polyak (1964), "Some methods of speeding up the convergence of
+    iteration methods".
+    """
+
+    lr: float = 0.05
+    momentum: float = 0.9
+    max_steps: int = 16
+    rtol: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks.positive("inner_solver", lr=self.lr)
+        checks.fraction("inner_solver", momentum=self.momentum, rtol=self.rtol)
+        checks.at_least(0, "inner_solver", max_steps=self.max_steps)
+
+    def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
+        phi = start
+        d = torch.zeros_like(start)
+        progress = Progress(start, self.rtol)
+        for _ in range(self.max_steps):
+            _, gradient = objective.value_and_gradient(phi)
+            active = progress.see(phi, gradient)
+            if progress.over:
+                break
+            d = torch.where(active, self.momentum * d - self.lr * gradient, 0)
+            phi = torch.where(active, phi + d, progress.good)
+        return progress.solution(phi)

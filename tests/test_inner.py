@@ -1,0 +1,220 @@
+"""Every inner solver against dense algebra, SciPy and torch's own optimizers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from cases import SPECTRA, quadratic, rows_of, with_support
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from imaml_lightning.curvature import Hessian
+from imaml_lightning.errors import UsageError
+from imaml_lightning.inner import (
+    LBFGS,
+    Adam,
+    BacktrackingGradientDescent,
+    BarzilaiBorwein,
+    BlackBox,
+    GradientDescent,
+    HeavyBall,
+    HessianFree,
+    InnerSolver,
+    Nesterov,
+)
+from imaml_lightning.objective import InnerObjective
+from imaml_lightning.solution import Result, Solution
+
+RTOL = 1e-3
+
+
+def descend(value_and_gradient, start: Tensor) -> Tensor:
+    """A minimiser of the user's own."""
+    phi = start
+    for _ in range(60):
+        phi = phi - 0.15 * value_and_gradient(phi)[1]
+    return phi
+
+
+SOLVERS: dict[str, InnerSolver] = {
+    "gradient_descent": GradientDescent(0.15, 120, RTOL),
+    "backtracking": BacktrackingGradientDescent(1.0, 120, RTOL),
+    "barzilai_borwein": BarzilaiBorwein(0.1, 120, RTOL),
+    "heavy_ball": HeavyBall(0.1, 0.5, 120, RTOL),
+    "nesterov": Nesterov(0.1, 120, RTOL),
+    "adam": Adam(0.1, beta2=0.99, max_steps=200, rtol=RTOL),
+    "lbfgs": LBFGS(max_steps=60, rtol=RTOL),
+    "hessian_free": HessianFree(max_steps=30, rtol=RTOL),
+    "hessian_free_newton": HessianFree(Hessian(), max_steps=30, rtol=RTOL),
+    "scipy": BlackBox("L-BFGS-B", 60, RTOL),
+    "function": BlackBox(descend, rtol=RTOL),
+}
+MONOTONE = ["backtracking", "lbfgs", "hessian_free", "hessian_free_newton"]
+each_solver = pytest.mark.parametrize("name", SOLVERS)
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def solve(name: str, objective: InnerObjective, max_steps: int | None = None) -> Solution:
+    solver = SOLVERS[name] if max_steps is None else dataclasses.replace(SOLVERS[name], max_steps=max_steps)
+    return solver.minimise(objective, objective.start())
+
+
+def stationarity(objective: InnerObjective, phi: Tensor) -> Tensor:
+    return objective.value_and_gradient(phi)[1].norm(dim=1)
+
+
+def check_claims(objective: InnerObjective, solution: Solution) -> None:
+    """A finite φ, and CONVERGED only where ‖∇G‖ there is within the tolerance."""
+    assert solution.value.isfinite().all()
+    true, first = stationarity(objective, solution.value), stationarity(objective, objective.start())
+    torch.testing.assert_close(solution.tolerance, RTOL * first)
+    converged = solution.result == Result.CONVERGED
+    assert (true[converged] <= 1.01 * solution.tolerance[converged]).all()
+
+
+@each_dtype
+@each_solver
+def test_strongly_convex_problems_are_solved(name: str, dtype: torch.dtype) -> None:
+    objective, exact = quadratic(SPECTRA["convex"], dtype=dtype)
+    solution = solve(name, objective)
+    check_claims(objective, solution)
+    assert (solution.result == Result.CONVERGED).all()
+    # The smallest curvature is 1.
+    error = np.linalg.norm(solution.value.double().numpy() - exact, axis=1)
+    assert (error <= 1.02 * solution.tolerance.double().numpy()).all()
+
+
+@each_dtype
+@each_solver
+@pytest.mark.parametrize("spectrum", ["ill_conditioned", "indefinite", "singular"])
+def test_claims_are_true_where_there_is_no_minimiser_in_reach(name: str, spectrum: str, dtype: torch.dtype) -> None:
+    objective, _ = quadratic(SPECTRA[spectrum], dtype=dtype)
+    solution = solve(name, objective, 25)
+    check_claims(objective, solution)
+    if spectrum == "indefinite":
+        assert (solution.result != Result.CONVERGED).all()
+
+
+@pytest.mark.parametrize("number", [float("nan"), 1e30], ids=["nan", "overflow"])
+@each_dtype
+@each_solver
+def test_a_bad_task_harms_no_other(name: str, dtype: torch.dtype, number: float) -> None:
+    objective, _ = quadratic(SPECTRA["convex"], dtype=dtype)
+    good = solve(name, rows_of(objective, slice(0, 2)), 25)
+    solution = solve(name, with_support(objective, 2, number), 25)
+    assert solution.value.isfinite().all()
+    assert solution.result[2] != Result.CONVERGED or number == 1e30
+    if number != number:
+        assert solution.result[2] == Result.NONFINITE
+        assert torch.equal(solution.value[2], objective.start()[2])
+    torch.testing.assert_close(solution.value[:2], good.value)
+    assert torch.equal(solution.result[:2], good.result)
+    assert torch.equal(solution.steps[:2], good.steps)
+
+
+@each_solver
+@pytest.mark.parametrize("spectrum", ["convex", "indefinite"])
+def test_chunks_do_not_matter(name: str, spectrum: str) -> None:
+    objective, _ = quadratic(SPECTRA[spectrum], tasks=4)
+    together = solve(name, objective, 12)
+    alone = [solve(name, rows_of(objective, slice(task, task + 1)), 12) for task in range(4)]
+    value = torch.cat([part.value for part in alone])
+    # Where a task runs away, rounding grows with it.
+    rtol = 1e-8 if spectrum == "convex" else 1e-2
+    assert ((value - together.value).norm(dim=1) <= rtol * together.value.norm(dim=1)).all()
+    assert torch.equal(torch.cat([part.result for part in alone]), together.result)
+
+
+@each_solver
+def test_a_start_at_the_minimiser_stays_there(name: str) -> None:
+    objective, exact = quadratic(SPECTRA["convex"])
+    solution = SOLVERS[name].minimise(objective, torch.tensor(exact))
+    np.testing.assert_allclose(solution.value.numpy(), exact, atol=1e-6 if name != "adam" else 0.2)
+
+
+@pytest.mark.parametrize("name", MONOTONE)
+@pytest.mark.parametrize("spectrum", ["convex", "indefinite"])
+def test_line_searches_never_go_uphill(name: str, spectrum: str) -> None:
+    objective, _ = quadratic(SPECTRA[spectrum])
+    solver, values = type(SOLVERS[name]), [objective.value(objective.start())]
+    for steps in range(1, 8):
+        values.append(objective.value(solver(max_steps=steps).minimise(objective, objective.start()).value))
+        assert (values[-1] <= values[-2]).all()
+
+
+@pytest.mark.parametrize(
+    ("solver", "optimizer"),
+    [
+        (GradientDescent(0.05, 9), lambda p: torch.optim.SGD(p, lr=0.05)),
+        (HeavyBall(0.05, 0.8, 9), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8)),
+        (Adam(0.05, max_steps=9), lambda p: torch.optim.Adam(p, lr=0.05)),
+    ],
+    ids=["gradient_descent", "heavy_ball", "adam"],
+)
+def test_iterates_are_those_of_torch(solver: InnerSolver, optimizer) -> None:
+    objective, _ = quadratic(SPECTRA["convex"])
+    phi = objective.start().clone().requires_grad_()
+    stepper = optimizer([phi])
+    for _ in range(9):
+        stepper.zero_grad()
+        objective.value(phi).sum().backward(inputs=[phi])
+        stepper.step()
+    torch.testing.assert_close(solver.minimise(objective, objective.start()).value, phi.detach())
+
+
+@pytest.mark.parametrize(
+    "solver", [GradientDescent(1.0, 2000, RTOL), Nesterov(1.0, 2000, RTOL)], ids=lambda s: type(s).__name__
+)
+def test_divergence_ends_at_the_last_finite_point(solver: InnerSolver) -> None:
+    objective, _ = quadratic(SPECTRA["convex"], dtype=torch.float32)
+    solution = solver.minimise(objective, objective.start())
+    assert (solution.result == Result.NONFINITE).all()
+    assert objective.value_and_gradient(solution.value)[1].isfinite().all()
+    assert (solution.steps < 2000).all()
+
+
+@pytest.mark.parametrize("method", ["BFGS", "Newton-CG", "trust-exact", "Powell", "TNC"])
+def test_black_box_takes_any_method_of_scipy(method: str) -> None:
+    objective, exact = quadratic([1.0, 4.0], tasks=2)
+    solution = BlackBox(method, 200, 1e-4).minimise(objective, objective.start())
+    np.testing.assert_allclose(solution.value.numpy(), exact, atol=1e-3)
+    assert (solution.result == Result.CONVERGED).all()
+    assert (solution.steps > 0).all()
+
+
+def test_black_box_refuses_what_is_not_finite() -> None:
+    objective, _ = quadratic(SPECTRA["convex"])
+    solution = BlackBox(lambda _, start: start + torch.inf).minimise(objective, objective.start())
+    assert (solution.result == Result.NONFINITE).all()
+    assert torch.equal(solution.value, objective.start())
+
+
+@settings(deadline=None, derandomize=True, max_examples=3)
+@given(spectrum=st.lists(st.floats(-1.5, 1).map(lambda e: 10**e), min_size=1, max_size=5), flip=st.booleans())
+def test_claims_are_true_of_any_spectrum(spectrum: list[float], flip: bool) -> None:
+    objective, _ = quadratic([-spectrum[0] if flip else spectrum[0], *spectrum[1:]], tasks=2)
+    for name in SOLVERS:
+        check_claims(objective, solve(name, objective, 12))
+
+
+@pytest.mark.parametrize(
+    ("build", "option"),
+    [
+        (lambda: GradientDescent(lr=-1.0), "lr"),
+        (lambda: BacktrackingGradientDescent(max_steps=-1), "max_steps"),
+        (lambda: BarzilaiBorwein(rtol=1.0), "rtol"),
+        (lambda: HeavyBall(momentum=1.0), "momentum"),
+        (lambda: Nesterov(lr=float("nan")), "lr"),
+        (lambda: Adam(beta2=1.0), "beta2"),
+        (lambda: LBFGS(history=0), "history"),
+        (lambda: HessianFree(damping=0.0), "damping"),
+        (lambda: BlackBox("gradient magic"), "gradient magic"),
+    ],
+)
+def test_bad_options_are_named(build, option: str) -> None:
+    with pytest.raises(UsageError, match=option):
+        build()
