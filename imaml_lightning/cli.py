@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from imaml_lightning.callbacks import Pictures, PlainProgress, RecordConfig
+from imaml_lightning.callbacks import Pictures, PlainProgress, ProgressBar, RecordConfig
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.errors import UsageError
 from imaml_lightning.meta_learner import MetaLearner
@@ -49,7 +50,7 @@ _FIRST_LOOK = {
 _TRAINER_DEFAULTS = {
     "inference_mode": False,  # adaptation differentiates, also in validation
     "use_distributed_sampler": False,  # episodes know their rank themselves
-    "log_every_n_steps": 10,
+    "log_every_n_steps": 5,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
     "max_steps": 60,
@@ -106,29 +107,28 @@ class CommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.config_init[self.subcommand]
         self._check_checkpoint()
-        bar: Callback = RichProgressBar(leave=False) if sys.stdout.isatty() else PlainProgress()
-        extra = [bar] if options.trainer.enable_progress_bar in (None, True) else []
+        if self.subcommand == "fit" and not options.trainer.fast_dev_run:
+            resumed = self.checkpoint.parent if self.checkpoint else None
+            self.folder = RunFolder(resumed) if resumed else RunFolder.new(options.output, options.name)
         for keeper in (options.best, options.last):
-            # Where a checkpoint's own callbacks were, or Lightning warns that the folder has changed.
-            keeper.dirpath = str(self.checkpoint.parent) if self.checkpoint else None
-        writes = self.subcommand == "fit" and not options.trainer.fast_dev_run
-        if writes:
-            self.folder = self._run_folder(options)
-            for keeper in (options.best, options.last):
-                keeper.dirpath = str(self.folder.path)
-            config = yaml.safe_dump(self.config_dump, sort_keys=False)
-            (self.folder.path / "config.yaml").write_text(config)
-            extra += [RecordConfig(self.config_dump), Pictures(self.folder.path)]
+            # Also where nothing is kept: the folder of the checkpoint, or Lightning warns that it has changed.
+            home = self.folder.path if self.folder else self.checkpoint.parent if self.checkpoint else None
+            keeper.dirpath = str(home) if home else None
         if options.trainer.logger in (None, True):
             step = read_checkpoint(self.checkpoint)["global_step"] if self.checkpoint else 0
             kwargs["logger"] = self.folder.loggers(step, self.config_dump) if self.folder else False
         if not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
-        options.trainer.callbacks = [*(options.trainer.callbacks or []), *extra]
+        options.trainer.callbacks = [*(options.trainer.callbacks or []), *self._callbacks(options)]
         return super().instantiate_trainer(**kwargs)
 
-    def _run_folder(self, options: Any) -> RunFolder:
-        return RunFolder(self.checkpoint.parent) if self.checkpoint else RunFolder.new(options.output, options.name)
+    def _callbacks(self, options: Any) -> Iterator[Callback]:
+        if options.trainer.enable_progress_bar in (None, True):
+            yield ProgressBar(leave=False) if sys.stdout.isatty() else PlainProgress()
+        if self.folder:
+            (self.folder.path / "config.yaml").write_text(yaml.safe_dump(self.config_dump, sort_keys=False))
+            yield RecordConfig(self.config_dump)
+            yield Pictures(self.folder.path)
 
     def _check_checkpoint(self) -> None:
         """Refuse a checkpoint of another architecture before anything is run or written.
@@ -185,6 +185,8 @@ class CommandLine(LightningCLI):
 
     def predict(self, model: MetaLearner, **kwargs: Any) -> None:
         """Outputs for the query sets of the test episodes, to predictions.csv."""
+        if self.trainer.world_size > 1:
+            raise UsageError("predict writes one file from one process: use --trainer.devices 1")
         path = Path("predictions.csv")
         write_predictions(path, self.trainer.predict(model, **kwargs))
         print_summary({"predictions": str(path)})

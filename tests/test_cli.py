@@ -36,7 +36,8 @@ def test_fit_tests_the_best_checkpoint_and_says_where_everything_lies(trained: t
     best = "runs/sinusoid_5shot/000/best.ckpt"
     assert f"evaluate again  python -m imaml_lightning test --ckpt_path {best}" in out
     assert (folder / best).is_file()
-    assert (folder / "runs/sinusoid_5shot/000/last.ckpt").is_file()
+    for name in ("last.ckpt", "learning.png", "episode.png"):
+        assert (folder / "runs/sinusoid_5shot/000" / name).stat().st_size > 0
     again = run("test", "--ckpt_path", best, folder=folder)
     figure = next(line for line in out.splitlines() if line.startswith("test "))
     assert figure in again.stdout  # the same figure from the checkpoint alone
@@ -77,19 +78,22 @@ def test_csv_and_wandb_hold_every_figure(trained: tuple[Path, str]) -> None:
     filled = {name for row in rows for name, value in row.items() if value}
     assert expected <= filled
     assert [int(row["step"]) for row in rows if row["train/loss"]] == [1, 3, 5, 7, 9, 11]
-    assert expected <= wandb_names(next(run_folder.glob("wandb/offline-run-*/*.wandb")))
+    logged, configured = wandb_names(next(run_folder.glob("wandb/offline-run-*/*.wandb")))
+    assert expected | {"pictures/learning", "pictures/episode"} <= logged
+    assert {"model", "data", "trainer"} <= configured
 
 
-def wandb_names(file: Path) -> set[str]:
-    """Names of everything in the history of an offline W&B file."""
+def wandb_names(file: Path) -> tuple[set[str], set[str]]:
+    """Names of everything in the history, and in the configuration, of an offline W&B file."""
     from wandb.proto import wandb_internal_pb2
 
-    names = set()
+    logged, configured = set(), set()
     for data in leveldb_records(file.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
-        names |= {item.key or "/".join(item.nested_key) for item in record.history.item}
-    return names
+        logged |= {item.key or "/".join(item.nested_key) for item in record.history.item}
+        configured |= {item.key for item in record.run.config.update}
+    return logged, configured
 
 
 def leveldb_records(data: bytes, block: int = 32768) -> Iterator[bytes]:

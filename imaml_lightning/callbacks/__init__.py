@@ -2,6 +2,7 @@
 
 from imaml_lightning.callbacks.pictures import Pictures
 from imaml_lightning.callbacks.plain_progress import PlainProgress
+from imaml_lightning.callbacks.progress_bar import ProgressBar
 from imaml_lightning.callbacks.record_config import RecordConfig
 
-__all__ = ["Pictures", "PlainProgress", "RecordConfig"]
+__all__ = ["Pictures", "PlainProgress", "ProgressBar", "RecordConfig"]

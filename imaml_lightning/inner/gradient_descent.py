@@ -22,7 +22,7 @@ class GradientDescent(InnerSolver):
     goes back to its last good point and stays there.
 
     Args:
-        lr: step size. The paper's Omniglot value is 0.1 or smaller; see docs/choosing-solvers.md.
+        lr: step size. The paper's Omniglot value is 0.1 or smaller.
         max_steps: gradient evaluations, at most. The paper uses 16 (5-way) and 25 (20-way).
         rtol: stop where ‖∇G‖ ≤ rtol ‖∇G(start)‖; 0 takes all steps.
 
