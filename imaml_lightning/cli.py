@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import wandb
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -233,5 +234,7 @@ def main(args: ArgsType = None) -> None:
             cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what a constructor raises
         if cause is None:
             raise
+        if wandb.run is not None:
+            wandb.finish(exit_code=2)
         print(f"error: {cause}", file=sys.stderr)
         sys.exit(2)

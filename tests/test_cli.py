@@ -79,7 +79,7 @@ def test_csv_and_wandb_hold_every_figure(trained: tuple[Path, str]) -> None:
     assert expected <= filled
     assert [int(row["step"]) for row in rows if row["train/loss"]] == [1, 3, 5, 7, 9, 11]
     logged, configured = wandb_names(next(run_folder.glob("wandb/offline-run-*/*.wandb")))
-    assert expected | {"pictures/learning", "pictures/episode"} <= logged
+    assert expected | {"pictures/learning/_type", "pictures/episode/_type"} <= logged
     assert {"model", "data", "trainer"} <= configured
 
 
