@@ -234,7 +234,6 @@ def main(args: ArgsType = None) -> None:
             cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what a constructor raises
         if cause is None:
             raise
-        if wandb.run is not None:
-            wandb.finish(exit_code=2)
+        wandb.teardown(exit_code=2)  # a run that was begun ends, and its service with it
         print(f"error: {cause}", file=sys.stderr)
         sys.exit(2)
