@@ -60,7 +60,8 @@ def contact_sheet(episode: Episode, before: Tensor, after: Tensor) -> Figure:
         before, after: logits or probabilities ``[task, example, output]`` on the query set at θ and at φ.
     """
     support, query = episode
-    way, shown = int(support.y.max()) + 1, 6
+    way = int(support.y.max()) + 1
+    shown = min(6, int((query.y[0] == 0).sum()))
     figure = Figure(figsize=(1.1 * (shown + 1) + 0.6, 1.25 * way), layout="constrained")
     grid = figure.subplots(way, shown + 1, squeeze=False)
     for number in range(way):
@@ -78,7 +79,8 @@ def contact_sheet(episode: Episode, before: Tensor, after: Tensor) -> Figure:
             for side in axes.spines.values():
                 side.set(color=colour, linewidth=2)
     grid[0, 0].set_title("support", fontsize=9)
-    grid[0, 1].set_title("query: class predicted before → after adaptation", fontsize=9, loc="left")
+    title = grid[0, 1].set_title("query: class predicted before → after adaptation", fontsize=9, loc="left")
+    title.set_in_layout(False)  # or its column would be made as wide as it is
     return figure
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import resource
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -69,7 +71,7 @@ class MetaLearner(LightningModule):
             raise UsageError(f"task_chunk must be at least 1, got {task_chunk}: set --model.task_chunk to auto or more")
         if clip_norm is not None and not clip_norm > 0:
             raise UsageError(f"clip_norm must be positive, got {clip_norm}: set --model.clip_norm or leave it out")
-        self.save_hyperparameters(ignore=["network", "adaptation", "criterion", "optimizer", "scheduler"])
+        self._save_plain_hyperparameters()
         self.automatic_optimization = False
         self.network = network or Conv4()
         self.adaptation = adaptation or Implicit()
@@ -81,6 +83,19 @@ class MetaLearner(LightningModule):
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64))
         self.skipped_in_a_row = 0
         self.scores = nn.ModuleDict({stage: nn.ModuleDict() for stage in ("val", "test")})
+
+    def _save_plain_hyperparameters(self) -> None:
+        """Keep what ``load_from_checkpoint`` needs, as plain types.
+
+        From the command line every argument arrives as its configuration; from Python some are objects, which a
+        checkpoint must not hold and which the caller gives again.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`")
+            self.save_hyperparameters(logger=False, frame=inspect.currentframe().f_back)
+        for name, value in list(self.hparams.items()):
+            if isinstance(value, nn.Module) or callable(value):
+                del self.hparams[name]
 
     @property
     def protocol(self) -> str:

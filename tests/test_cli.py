@@ -13,6 +13,7 @@ import yaml
 from command import CONFIGS, SMALL, refused, run
 from tiny_data import write_omniglot_root
 
+from imaml_lightning import MetaLearner
 from imaml_lightning.cli import main
 from imaml_lightning.run import CONFIG_KEY
 
@@ -52,6 +53,9 @@ def test_checkpoint_holds_plain_types_and_its_configuration(trained: tuple[Path,
     assert checkpoint[CONFIG_KEY] == config
     assert config["model"]["network"]["init_args"]["hidden"] == [8]
     assert config["trainer"]["max_steps"] == 12
+    learner = MetaLearner.load_from_checkpoint(run_folder / "best.ckpt")
+    assert learner.network.layers[0].out_features == 8
+    assert learner.adaptation.inner_solver.max_steps == 3
 
 
 def test_csv_and_wandb_hold_every_figure(trained: tuple[Path, str]) -> None:
