@@ -79,7 +79,8 @@ def contact_sheet(episode: Episode, before: Tensor, after: Tensor) -> Figure:
             for side in axes.spines.values():
                 side.set(color=colour, linewidth=2)
     grid[0, 0].set_title("support", fontsize=9)
-    title = grid[0, 1].set_title("query: class predicted before → after adaptation", fontsize=9, loc="left")
+    note = "query: class predicted before → after adaptation"
+    title = grid[0, 1].text(0, 1.06, note, fontsize=9, transform=grid[0, 1].transAxes)
     title.set_in_layout(False)  # or its column would be made as wide as it is
     return figure
 
