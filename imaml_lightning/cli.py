@@ -234,6 +234,8 @@ def main(args: ArgsType = None) -> None:
             cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what a constructor raises
         if cause is None:
             raise
-        wandb.teardown(exit_code=2)  # a run that was begun ends, and its service with it
+        if wandb.run is not None:
+            wandb.finish(exit_code=2)
+        wandb.teardown()  # its service would be found by processes that this one starts
         print(f"error: {cause}", file=sys.stderr)
         sys.exit(2)
