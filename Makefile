@@ -22,6 +22,7 @@ test-gpu: $(VENV)/installed
 bench: $(VENV)/installed
 	$(RUN) benchmarks/sampling.py
 	$(RUN) benchmarks/memory.py
+	$(RUN) benchmarks/task_chunk.py
 
 # The stamp is written last, so that an interrupted installation is done again.
 $(VENV)/installed: requirements.txt

@@ -1,4 +1,4 @@
-"""Milliseconds a task of one inner gradient and one curvature product, by tasks solved together: docs/speed.md.
+"""Milliseconds a task of one inner gradient and one curvature product, by tasks solved together.
 
     python benchmarks/task_chunk.py [--threads 1] [--chunks 1 4 16]
 """
