@@ -20,9 +20,9 @@ test-gpu: $(VENV)/installed
 	$(RUN) -m pytest -m gpu $(ARGS)
 
 bench: $(VENV)/installed
-	$(RUN) benchmarks/sampling.py
-	$(RUN) benchmarks/memory.py
-	$(RUN) benchmarks/task_chunk.py
+	PYTHONPATH=. $(RUN) benchmarks/sampling.py
+	PYTHONPATH=. $(RUN) benchmarks/memory.py
+	PYTHONPATH=. $(RUN) benchmarks/task_chunk.py
 
 # The stamp is written last, so that an interrupted installation is done again.
 $(VENV)/installed: requirements.txt

@@ -30,7 +30,7 @@ from imaml_lightning.solution import indicators
 MAX_SKIPPED = 10
 
 
-#: Tasks that a CPU solves together. Measured with torch 2.13: 1.2 to 3 times faster than one by one (benchmarks/task_chunk.py).
+#: Tasks that a CPU solves together. Measured with torch 2.13: 1.2 to 2.3 times faster than one by one (benchmarks/task_chunk.py).
 CPU_CHUNK = 16
 
 
