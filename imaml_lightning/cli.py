@@ -62,6 +62,7 @@ class CommandLine(LightningCLI):
     """LightningCLI with a folder for each run, checkpoints that carry their configuration, and a test after ``fit``."""
 
     checkpoint: Path | None = None  # what --ckpt_path was resolved to
+    saved: dict[str, Any] | None = None  # its content, read once
     folder: RunFolder | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -88,7 +89,8 @@ class CommandLine(LightningCLI):
         if "ckpt_path" in peeked and given[0] in self.subcommands():
             defaults = {"name": DEFAULT_NAME, "output": DEFAULT_OUTPUT}
             self.checkpoint = find_checkpoint(**defaults | peeked)
-            config = read_checkpoint(self.checkpoint)[CONFIG_KEY]
+            self.saved = read_checkpoint(self.checkpoint)
+            config = self.saved[CONFIG_KEY]
             if given[0] != "fit":
                 config = {key: config[key] for key in ("seed_everything", "name", "output", "model", "data")}
             given = [given[0], f"--config={yaml.safe_dump(config)}", *given[1:], f"--ckpt_path={self.checkpoint}"]
@@ -116,7 +118,7 @@ class CommandLine(LightningCLI):
             home = self.folder.path if self.folder else self.checkpoint.parent if self.checkpoint else None
             keeper.dirpath = str(home) if home else None
         if options.trainer.logger in (None, True):
-            step = read_checkpoint(self.checkpoint)["global_step"] if self.checkpoint else 0
+            step = self.saved["global_step"] if self.saved else 0
             kwargs["logger"] = self.folder.loggers(step, self.config_dump) if self.folder else False
         if not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
@@ -137,9 +139,9 @@ class CommandLine(LightningCLI):
         Raises:
             UsageError: naming the first tensor that differs.
         """
-        if self.checkpoint is None:
+        if self.saved is None:
             return
-        theirs = {name: tuple(t.shape) for name, t in read_checkpoint(self.checkpoint)["state_dict"].items()}
+        theirs = {name: tuple(t.shape) for name, t in self.saved["state_dict"].items()}
         ours = {name: tuple(t.shape) for name, t in self.model.state_dict().items()}
         for name in sorted(theirs.keys() | ours.keys()):
             if theirs.get(name) != ours.get(name):
