@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from imaml_lightning import checks
 from imaml_lightning.errors import UsageError
 from imaml_lightning.objective import Linearisation
 
@@ -24,8 +25,7 @@ class Curvature(ABC):
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.damping < float("inf"):
-            raise UsageError(f"damping must be at least 0, got {self.damping}: set curvature.damping to 0 or more")
+        checks.at_least(0, "curvature", damping=self.damping)
 
     def product(self, at: Linearisation, u: Tensor) -> Tensor:
         """A u ``[task, param]`` for ``u [task, param]``, at the linearised point."""
