@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ class Curvature(ABC):
     """
 
     damping: float = 0.0
+
+    #: Whether products need ∇L_S to be differentiable again.
+    second_order: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.at_least(0, "curvature", damping=self.damping)
@@ -50,18 +54,16 @@ class GaussNewton(Curvature):
     """C = Jᵀ ∇²ℓ J + ∇²R, with J = ∂z/∂φ: the Hessian without the network's own curvature.
 
     Positive definite for any convex criterion ℓ (cross-entropy, squared error), and equal to the Hessian where the
-    network is linear or the fit is perfect. A product is two passes, through ∂(Jᵀp)/∂p and through z: in all less
-    work than a Hessian product. Source: Schraudolph (2002), "Fast curvature matrix-vector products", section 3.
+    network is linear or the fit is perfect. A product is two passes, J and then Jᵀ: less work than a Hessian product. Source: Schraudolph (2002), "Fast curvature matrix-vector products", section 3.
     """
 
+    second_order = False
+
     def _product(self, at: Linearisation, u: Tensor) -> Tensor:
-        # Jᵀp is linear in p, so its gradient in p along u is J u; ∇²ℓ is symmetric, so a backward pass through p(z)
-        # applies it.
-        (ju,) = torch.autograd.grad(at.support_gradient, at.output_gradient, u, retain_graph=True)
-        (hju,) = torch.autograd.grad(at.output_gradient, at.outputs, ju, retain_graph=True)
-        (support,) = torch.autograd.grad(at.outputs, at.phi, hju, retain_graph=True)
+        # ∇²ℓ is symmetric, so a backward pass through p(z) applies it.
+        (hju,) = torch.autograd.grad(at.output_gradient, at.outputs, at.jacobian(u), retain_graph=True)
         (proximal,) = torch.autograd.grad(at.proximal_gradient, at.phi, u, retain_graph=True)
-        return support + proximal
+        return at.transpose(hju) + proximal
 
 
 class FiniteDifference(Curvature):
@@ -73,6 +75,8 @@ class FiniteDifference(Curvature):
     float32, so linear solvers cannot be asked for more. Wrong across the kinks of ReLU networks. Source: Nocedal and
     Wright, section 8.1 and equation 7.10.
     """
+
+    second_order = False
 
     def _product(self, at: Linearisation, u: Tensor) -> Tensor:
         phi, length = at.phi.detach(), u.norm(dim=1, keepdim=True)

@@ -22,8 +22,8 @@ from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.metrics import EpisodeMean
 from imaml_lightning.models import Conv4
-from imaml_lightning.objective import InnerObjective, per_task
-from imaml_lightning.parameters import FlatNetwork
+from imaml_lightning.objective import InnerObjective
+from imaml_lightning.parameters import FlatNetwork, per_task
 from imaml_lightning.solution import indicators
 
 #: A run ends after this many meta-steps in a row whose gradient was not finite.
@@ -116,7 +116,7 @@ class MetaLearner(LightningModule):
 
     def judge(self, phi: Tensor, query: Examples) -> dict[str, Tensor]:
         """Query ``loss [task]`` at ``phi [task, param]``, and ``accuracy [task]`` where targets are classes."""
-        outputs = per_task(self.flat, phi, query.x)
+        outputs = self.flat.tasks(phi, query.x)
         figures = {"loss": per_task(self.criterion, outputs, query.y)}
         if not query.y.is_floating_point():
             figures["accuracy"] = (outputs.argmax(-1) == query.y).double().mean(1)
@@ -157,7 +157,7 @@ class MetaLearner(LightningModule):
             for chunk in _own(episode).chunks(self._chunk_size()):
                 theta = self.flat.vector().expand(chunk.tasks, -1)
                 phi = self.adapted(chunk.support).phi
-                pairs.append(tuple(per_task(self.flat, at, chunk.query.x) for at in (theta, phi)))
+                pairs.append(tuple(self.flat.tasks(at, chunk.query.x) for at in (theta, phi)))
             before, after = zip(*pairs, strict=True)
             return torch.cat(before), torch.cat(after)
 

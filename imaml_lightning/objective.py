@@ -4,30 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
 from imaml_lightning.episode import Examples
-from imaml_lightning.parameters import FlatNetwork
+from imaml_lightning.parameters import FlatNetwork, per_task
 from imaml_lightning.proximal import ProximalTerm
 
 
 @dataclass(frozen=True)
 class Linearisation:
-    """∇_φ G at a point, in its parts, with the graphs kept that Hessian products walk back through.
+    """∇_φ G at a point, in its parts, with what curvature products need.
 
     With z = f(φ) the network's outputs on the support set and ℓ the criterion:
     ∇_φ G = Jᵀ p + ∇R, where J = ∂z/∂φ and p = ∂ℓ/∂z.
     """
 
     phi: Tensor  # [task, param], a leaf
+    value: Tensor  # G [task]
     outputs: Tensor  # z [task, example, output]
-    output_gradient: Tensor  # p, the shape of z
+    output_gradient: Tensor  # p, the shape of z, differentiable in z
     support_gradient: Tensor  # Jᵀ p [task, param]
-    proximal_gradient: Tensor  # ∇R [task, param]
-    gradient: Tensor  # ∇_φ G [task, param], differentiable in φ and in everything else on which G depends
+    proximal_gradient: Tensor  # ∇R [task, param], differentiable in φ, θ and λ
+    jacobian: Callable[[Tensor], Tensor]  # u ↦ J u
+    transpose: Callable[[Tensor], Tensor]  # g ↦ Jᵀ g
     gradient_at: Callable[[Tensor], Tensor]  # ∇_φ G at other points, without a graph
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """∇_φ G ``[task, param]``: differentiable in θ and λ; if of second order, in all on which G depends."""
+        with torch.enable_grad():
+            return self.support_gradient + self.proximal_gradient
 
     def stationarity(self) -> Tensor:
         """‖∇_φ G‖ / ‖∇L_S‖ ``[task]``: 0 at a minimiser, 1 where the regulariser plays no part."""
@@ -70,7 +79,7 @@ class InnerObjective:
 
     def outputs(self, phi: Tensor) -> Tensor:
         """z = f(φ) ``[task, example, output]`` on the support set."""
-        return per_task(self.network, phi, self.support.x)
+        return self.network.tasks(phi, self.support.x)
 
     def support_loss(self, phi: Tensor) -> Tensor:
         """L_S ``[task]``."""
@@ -82,27 +91,52 @@ class InnerObjective:
 
     def value_and_gradient(self, phi: Tensor) -> tuple[Tensor, Tensor]:
         """G ``[task]`` and ∇_φ G ``[task, param]``, without a graph: one gradient evaluation."""
+        if self._written_out:
+            at = self.linearise(phi, second_order=False)
+            return at.value, at.gradient.detach()
         with torch.enable_grad():
             phi = phi.detach().requires_grad_()
             value = self.value(phi)
             (gradient,) = torch.autograd.grad(value.sum(), phi)
         return value.detach(), gradient
 
-    def linearise(self, phi: Tensor) -> Linearisation:
-        """∇_φ G at ``phi [task, param]`` with its graph: one gradient evaluation."""
+    def linearise(self, phi: Tensor, second_order: bool = True) -> Linearisation:
+        """G linearised at ``phi [task, param]``: one gradient evaluation.
+
+        Without ``second_order``, ∇L_S need not be differentiable: products with J and Jᵀ are all that is asked for, and
+        a network that has them written out (``FlatNetwork.fold``) needs no graph.
+        """
+        folded = None
+        if self._written_out and not second_order:
+            folded = self.network.folded(phi.detach(), self.support.x)
         with torch.enable_grad():
             phi = phi.detach().requires_grad_()
-            z = self.outputs(phi)
-            loss = per_task(self.criterion, z, self.support.y).sum()
-            (p,) = torch.autograd.grad(loss, z, create_graph=True)
-            (support,) = torch.autograd.grad(z, phi, p, create_graph=True)
-            (proximal,) = torch.autograd.grad(self.proximal(phi, self.theta).sum(), phi, create_graph=True)
-            gradient = support + proximal
-        return Linearisation(phi, z, p, support, proximal, gradient, lambda at: self.value_and_gradient(at)[1])
+            z = self.outputs(phi) if folded is None else folded.outputs.requires_grad_()
+            loss = per_task(self.criterion, z, self.support.y)
+            (p,) = torch.autograd.grad(loss.sum(), z, create_graph=True)
+            if folded is None:
+                (support,) = torch.autograd.grad(z, phi, p, create_graph=True)
+                # Jᵀp is linear in p, so pulling u back to p gives J u.
+                jacobian, transpose = partial(_pull_back, support, p), partial(_pull_back, z, phi)
+            else:
+                jacobian = lambda u: folded.tangent(self.network.split(u))  # noqa: E731
+                transpose = lambda g: self.network.join(folded.cotangent(g))  # noqa: E731
+                support = transpose(p.detach())
+            penalty = self.proximal(phi, self.theta)
+            (proximal,) = torch.autograd.grad(penalty.sum(), phi, create_graph=True)
+        value = (loss + penalty).detach()
+        return Linearisation(phi, value, z, p, support, proximal, jacobian, transpose, self._gradient_at)
+
+    def _gradient_at(self, phi: Tensor) -> Tensor:
+        return self.value_and_gradient(phi)[1]
+
+    @property
+    def _written_out(self) -> bool:
+        """Whether the network's own Jacobian products can stand in for autograd."""
+        learned_loss = any(True for _ in self.criterion.parameters())
+        autocast = torch.is_autocast_enabled(self.theta.device.type)
+        return self.network.can_fold and not learned_loss and not autocast
 
 
-def per_task(function: Callable[[Tensor, Tensor], Tensor], *arguments: Tensor) -> Tensor:
-    """``function`` of each task's row of the arguments; a single task needs no vmap."""
-    if arguments[0].shape[0] == 1:
-        return function(*(a[0] for a in arguments)).unsqueeze(0)
-    return torch.func.vmap(function, randomness="different")(*arguments)
+def _pull_back(y: Tensor, x: Tensor, g: Tensor) -> Tensor:
+    return torch.autograd.grad(y, x, g, retain_graph=True)[0]

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from imaml_lightning.errors import UsageError
+
+
+class Folded(Protocol):
+    """A network at one point, evaluated for many tasks at once, with its Jacobian J = ∂outputs/∂parameters as products."""
+
+    outputs: Tensor  # [task, example, output]
+
+    def tangent(self, u: Sequence[Tensor]) -> Tensor:
+        """J u ``[task, example, output]``; ``u`` shaped as the parameters, ``[task, *shape]`` each."""
+
+    def cotangent(self, g: Tensor) -> list[Tensor]:
+        """Jᵀ g, shaped as the parameters."""
 
 
 class FlatNetwork:
@@ -48,6 +61,35 @@ class FlatNetwork:
         parts = vector.split(self.sizes)
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
+    def split(self, rows: Tensor) -> list[Tensor]:
+        """``rows [task, param]`` cut into one tensor a parameter, ``[task, *shape]``."""
+        parts = rows.split(self.sizes, dim=1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def join(self, parameters: Sequence[Tensor]) -> Tensor:
+        """The inverse of ``split``."""
+        return torch.cat([p.flatten(1) for p in parameters], dim=1)
+
     def __call__(self, vector: Tensor, x: Tensor) -> Tensor:
         """The network's outputs ``[example, output]`` at ``vector [param]`` for ``x [example, *feature]``."""
         return functional_call(self.network, self.named(vector), (x,))
+
+    def tasks(self, phi: Tensor, x: Tensor) -> Tensor:
+        """The outputs ``[task, example, output]`` of every task, at ``phi [task, param]`` for ``x [task, example, *feature]``."""
+        return self.folded(phi, x).outputs if self.can_fold else per_task(self, phi, x)
+
+    @property
+    def can_fold(self) -> bool:
+        """Whether the network evaluates many tasks at once by itself: has ``fold``, as Conv4, and adapts every parameter."""
+        return getattr(self.network, "fold", None) is not None and not self.shared()
+
+    def folded(self, phi: Tensor, x: Tensor) -> Folded:
+        """The network's own evaluation of many tasks at once; only where ``can_fold``."""
+        return self.network.fold(self.split(phi), x)
+
+
+def per_task(function: Callable[[Tensor, Tensor], Tensor], *arguments: Tensor) -> Tensor:
+    """``function`` of each task's row of the arguments; a single task needs no vmap."""
+    if arguments[0].shape[0] == 1:
+        return function(*(a[0] for a in arguments)).unsqueeze(0)
+    return torch.func.vmap(function, randomness="different")(*arguments)

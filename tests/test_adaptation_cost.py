@@ -72,8 +72,8 @@ def test_graph_goes_with_its_last_user(train: bool, monkeypatch: pytest.MonkeyPa
     points: list[weakref.ref] = []
     linearise = InnerObjective.linearise
 
-    def watched(self: InnerObjective, phi: Tensor) -> Linearisation:
-        at = linearise(self, phi)
+    def watched(self: InnerObjective, *arguments: Tensor, **options: bool) -> Linearisation:
+        at = linearise(self, *arguments, **options)
         points.append(weakref.ref(at))
         return at
 

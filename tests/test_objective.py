@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from imaml_lightning.episode import Episode
 from imaml_lightning.meta_learner import MetaLearner
-from imaml_lightning.objective import InnerObjective, per_task
+from imaml_lightning.objective import InnerObjective
+from imaml_lightning.parameters import per_task
 
 CASES = {
     "images": (lambda: learner(smooth_conv(), implicit(per="tensor")), images),

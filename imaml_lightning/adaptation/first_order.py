@@ -29,7 +29,7 @@ class FirstOrder(Adaptation):
     def forward(self, objective: InnerObjective) -> Adapted:
         with torch.no_grad():
             solution = self.inner_solver.minimise(objective, objective.start())
-        at = objective.linearise(solution.value)
+        at = objective.linearise(solution.value, second_order=False)
         inner = solution.certified(at.gradient.detach().norm(dim=1))
         theta = objective.theta
         return Adapted(inner.value + (theta - theta.detach()), inner, stationarity=at.stationarity())

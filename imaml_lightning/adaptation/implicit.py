@@ -49,7 +49,7 @@ class Implicit(Adaptation):
     def forward(self, objective: InnerObjective) -> Adapted:
         with torch.no_grad():
             solution = self.inner_solver.minimise(objective, objective.start())
-        at = objective.linearise(solution.value)
+        at = objective.linearise(solution.value, second_order=self.curvature.second_order)
         inner = solution.certified(at.gradient.detach().norm(dim=1))
         adapted = Adapted(inner.value, inner, stationarity=at.stationarity())
         if torch.is_grad_enabled():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from imaml_lightning.errors import UsageError
+from imaml_lightning.models.folded import FoldedConv4
 
 
 class Conv4(nn.Module):
@@ -64,6 +66,7 @@ class Conv4(nn.Module):
             elif norm == "group":
                 layers.append(("norm", nn.GroupNorm(math.gcd(8, filters), filters)))
             blocks.append(nn.Sequential(OrderedDict(layers)))
+        self.strided, self.norm = strided, norm
         self.body = nn.Sequential(*blocks)
         with torch.no_grad():
             features = self.body(torch.zeros(2, channels, size, size)).flatten(1).shape[1]
@@ -75,3 +78,14 @@ class Conv4(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[example, way]`` of images ``[example, channel, height, width]``."""
         return self.head(self.body(x).flatten(1))
+
+    @property
+    def fold(self) -> Callable[[Sequence[Tensor], Tensor], FoldedConv4] | None:
+        """The network on many tasks at once, of parameters ``[task, *shape]`` in the module's order and images
+        ``[task, example, channel, height, width]``; None with group normalisation and for a subclass, whose layers may
+        be others.
+        """
+        if type(self) is not Conv4 or self.norm == "group":
+            return None
+        eps = self.body[0].norm.eps if self.norm == "batch" else None
+        return lambda parameters, x: FoldedConv4(parameters, x, self.strided, eps)

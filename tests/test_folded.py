@@ -1,0 +1,90 @@
+"""Conv4 on many tasks at once: its outputs and Jacobian products against torch.func on one task at a time."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev
+
+from imaml_lightning import Examples, FlatNetwork, InnerObjective, ProximalTerm
+from imaml_lightning.curvature import GaussNewton
+from imaml_lightning.models import Conv4
+
+TASKS, EXAMPLES, WAY = 3, 4, 2
+
+NETWORKS = {
+    "pooled": {"size": 21},  # 21, 10, 5, 2, 1: odd sizes, whose last row and column pooling leaves out
+    "strided": {"size": 11, "downsample": "stride"},
+    "bare": {"size": 16, "norm": "none"},
+    "bare_strided": {"size": 9, "norm": "none", "downsample": "stride"},
+    "colour": {"size": 16, "channels": 3},
+}
+
+
+def folded(options: dict) -> tuple[FlatNetwork, Tensor, Tensor]:
+    """A Conv4, different parameters for each task, and images."""
+    torch.manual_seed(0)
+    network = FlatNetwork(Conv4(way=WAY, filters=8, zero_head=False, **options).double())
+    phi = network.vector().detach() + 0.1 * torch.randn(TASKS, sum(network.sizes), dtype=torch.float64)
+    shape = (options.get("channels", 1), options["size"], options["size"])
+    return network, phi, torch.randn(TASKS, EXAMPLES, *shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("tasks", [1, TASKS])
+@pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
+def test_outputs_and_jacobian_products_equal_those_of_one_task_at_a_time(options: dict, tasks: int) -> None:
+    network, phi, x = folded(options)
+    phi, x = phi[:tasks], x[:tasks]
+    assert network.can_fold
+    at = network.folded(phi, x)
+    u, g = torch.randn_like(phi), torch.randn(tasks, EXAMPLES, WAY, dtype=torch.float64)
+    ju, jg = at.tangent(network.split(u)), network.join(at.cotangent(g))
+    for i in range(tasks):
+
+        def one(vector: Tensor, i: int = i) -> Tensor:
+            return functional_call(network.network, network.named(vector), (x[i],))
+
+        jacobian = jacrev(one)(phi[i])  # [example, output, param]
+        torch.testing.assert_close(at.outputs[i], one(phi[i]))
+        torch.testing.assert_close(ju[i], jacobian @ u[i])
+        torch.testing.assert_close(jg[i], torch.einsum("eop,eo->p", jacobian, g[i]))
+
+
+def test_autograd_goes_through_the_outputs() -> None:
+    network, phi, x = folded(NETWORKS["pooled"])
+    weight = torch.randn(TASKS, EXAMPLES, WAY, dtype=torch.float64)
+    phi.requires_grad_()
+    (actual,) = torch.autograd.grad((network.tasks(phi, x) * weight).sum(), phi)
+    with torch.no_grad():
+        torch.testing.assert_close(actual, network.join(network.folded(phi, x).cotangent(weight)))
+
+
+def test_linearisations_of_both_kinds_agree() -> None:
+    network, phi, x = folded(NETWORKS["pooled"])
+    y = torch.randint(WAY, (TASKS, EXAMPLES))
+    objective = InnerObjective(network, Examples(x, y), network.vector(), ProximalTerm().double(), nn.CrossEntropyLoss())
+    u = torch.randn_like(phi)
+    graph, written = objective.linearise(phi), objective.linearise(phi, second_order=False)
+    assert graph.support_gradient.requires_grad and not written.support_gradient.requires_grad
+    torch.testing.assert_close(written.value, objective.value(phi).detach())
+    torch.testing.assert_close(written.gradient, graph.gradient)
+    torch.testing.assert_close(GaussNewton().product(written, u), GaussNewton().product(graph, u))
+
+
+class Scaled(Conv4):
+    """A subclass whose forward pass is another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("network", "adapt"),
+    [(Scaled(filters=4), ("*",)), (Conv4(filters=4, norm="group"), ("*",)), (Conv4(filters=4), ("head.*",))],
+    ids=["subclass", "group_norm", "head_only"],
+)
+def test_other_networks_take_the_general_route(network: nn.Module, adapt: tuple[str]) -> None:
+    flat = FlatNetwork(network, adapt)
+    phi, x = flat.vector().detach().expand(2, -1) + 0.1, torch.randn(2, 5, 1, 28, 28)
+    assert not flat.can_fold
+    expected = [functional_call(network, flat.named(phi[i]), (x[i],)) for i in range(2)]
+    torch.testing.assert_close(flat.tasks(phi, x), torch.stack(expected), rtol=1e-4, atol=1e-4)
