@@ -59,6 +59,10 @@ class InnerObjective:
         support = Examples(*(part[index : index + 1] for part in self.support))
         return InnerObjective(self.network, support, self.theta, self.proximal, self.criterion)
 
+    def on(self, examples: Examples, criterion: nn.Module | None = None) -> InnerObjective:
+        """The same tasks with other examples, and with another criterion if given."""
+        return InnerObjective(self.network, examples, self.theta, self.proximal, criterion or self.criterion)
+
     def start(self) -> Tensor:
         """θ for every task, ``[task, param]``: where inner solvers begin."""
         return self.theta.detach().expand(self.support.x.shape[0], -1)
@@ -87,6 +91,11 @@ class InnerObjective:
             value = self.value(phi)
             (gradient,) = torch.autograd.grad(value.sum(), phi)
         return value.detach(), gradient
+
+    def gradient(self, phi: Tensor) -> Tensor:
+        """∇_φ G ``[task, param]`` at ``phi``, differentiable in ``phi`` and in everything else on which G depends."""
+        phi = phi if phi.requires_grad else phi.detach().requires_grad_()
+        return torch.autograd.grad(self.value(phi).sum(), phi, create_graph=True)[0]
 
     def linearise(self, phi: Tensor) -> Linearisation:
         """∇_φ G at ``phi [task, param]`` with its graph: one gradient evaluation."""
