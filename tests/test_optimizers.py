@@ -155,9 +155,10 @@ def test_coordinates_without_gradient_keep_derivatives_finite(rule: Differentiab
     assert phi.grad.isfinite().all()
 
 
-# higher 0.2.1 has no AdamW of current torch, and says itself that its RMSprop has wrong gradients.
+# higher 0.2.1 has no AdamW of current torch, and warns of its own RMSprop and Rprop.
+@pytest.mark.filterwarnings("ignore:Differentiable R")
 @pytest.mark.parametrize(
-    "rule", ["sgd", "momentum", "nesterov", "adam", "adagrad", "adadelta", "adamax", "asgd", "rprop"]
+    "rule", ["sgd", "momentum", "nesterov", "adam", "adagrad", "rmsprop", "adadelta", "adamax", "asgd", "rprop"]
 )
 def test_meta_gradients_are_those_of_higher(rule: str) -> None:
     higher = pytest.importorskip("higher")
