@@ -44,6 +44,7 @@ class MetaLearner(LightningModule):
         network: any module from inputs ``[example, *feature]`` to outputs ``[example, output]``, without running statistics.
         adaptation: the map θ ↦ φ; Implicit is iMAML.
         criterion: loss of outputs against targets, inner and outer; CrossEntropyLoss or MSELoss.
+        support_criterion: another loss for the support set, such as a learned one; None is ``criterion``.
         optimizer: the outer optimizer.
         scheduler: of the outer learning rate, stepped once a meta-step.
         adapt: name patterns of the parameters that are adapted to a task; the others keep their meta-learned values.
@@ -60,6 +61,7 @@ class MetaLearner(LightningModule):
         network: nn.Module | None = None,
         adaptation: Adaptation | None = None,
         criterion: nn.Module | None = None,
+        support_criterion: nn.Module | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=0.001),
         scheduler: LRSchedulerCallable | None = None,
         adapt: Sequence[str] = ("*",),
@@ -76,10 +78,11 @@ class MetaLearner(LightningModule):
         self.network = network or Conv4()
         self.adaptation = adaptation or Implicit()
         self.criterion = criterion or nn.CrossEntropyLoss()
+        self.support_criterion = support_criterion
         self.optimizer, self.scheduler = optimizer, scheduler
         self.task_chunk, self.clip_norm = task_chunk, clip_norm
         self.flat = FlatNetwork(self.network, adapt)
-        self.adaptation.proximal.fit_to(self.flat)
+        self.adaptation.fit_to(self.flat)
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64))
         self.skipped_in_a_row = 0
         self.scores = nn.ModuleDict({stage: nn.ModuleDict() for stage in ("val", "test")})
@@ -109,10 +112,14 @@ class MetaLearner(LightningModule):
             return {"optimizer": optimizer}
         return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
 
+    def objective(self, support: Examples) -> InnerObjective:
+        """The inner problem of each task of ``support``."""
+        criterion = self.support_criterion or self.criterion
+        return InnerObjective(self.flat, support, self.flat.vector(), self.adaptation.proximal, criterion)
+
     def adapted(self, support: Examples) -> Adapted:
         """φ for each task of ``support``; differentiable in all meta-parameters where gradients are enabled."""
-        objective = InnerObjective(self.flat, support, self.flat.vector(), self.adaptation.proximal, self.criterion)
-        return self.adaptation(objective)
+        return self.adaptation(self.objective(support))
 
     def judge(self, phi: Tensor, query: Examples) -> dict[str, Tensor]:
         """Query ``loss [task]`` at ``phi [task, param]``, and ``accuracy [task]`` where targets are classes."""
@@ -128,13 +135,22 @@ class MetaLearner(LightningModule):
         logs: list[dict[str, Tensor]] = []
         chunks = list(episode.chunks(self._chunk_size()))
         for number, chunk in enumerate(chunks, start=1):
-            adapted = self.adapted(chunk.support)
+            objective = self.objective(chunk.support)
+            adapted = self.adaptation(objective)
             figures = self.judge(adapted.phi, chunk.query)
+            query = objective.on(chunk.query, self.criterion)
+            loss = self.adaptation.outer_loss(adapted, figures["loss"], objective, query)
             with self._gradient_sync(number == len(chunks)):
-                self.manual_backward(figures["loss"].sum() / episode.tasks)
+                self.manual_backward(loss.sum() / episode.tasks)
             if log_now:
                 logs.append(self._task_figures(chunk, adapted, figures))
-            del adapted, figures  # or this chunk's graphs would stay until the next chunk's are built
+            del (
+                objective,
+                adapted,
+                figures,
+                query,
+                loss,
+            )  # or this chunk's graphs would stay until the next chunk's are built
         norm = self._outer_step()
         if log_now:
             self._log_step(logs, norm, time.perf_counter() - began)
@@ -191,6 +207,7 @@ class MetaLearner(LightningModule):
         norm = nn.utils.clip_grad_norm_((p for p in self.parameters() if p.requires_grad), limit) / scale
         if norm.isfinite() or scaler:
             optimizer.step()
+            self.adaptation.after_outer_step(self.flat, self.optimizers(use_pl_optimizer=False))
             self.skipped_in_a_row = 0
             if self.scheduler is not None:
                 self.lr_schedulers().step()
@@ -220,8 +237,7 @@ class MetaLearner(LightningModule):
 
     def _log_step(self, chunks: list[dict[str, Tensor]], norm: Tensor, seconds: float) -> None:
         logs = {name: torch.cat([chunk[name] for chunk in chunks]).double().mean() for name in chunks[0]}
-        strength = self.adaptation.proximal.strength().detach()
-        logs |= {"gradient_norm": norm, "strength": strength.mean(), "skipped_steps": self.skipped_steps.double()}
+        logs |= {"gradient_norm": norm, "skipped_steps": self.skipped_steps.double()} | self.adaptation.figures()
         logs |= {"seconds": torch.tensor(seconds), "peak_memory_mb": torch.tensor(self._peak_memory())}
         bar = "accuracy" if "accuracy" in logs else "loss"
         for name, value in logs.items():

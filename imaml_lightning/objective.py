@@ -68,6 +68,10 @@ class InnerObjective:
         support = Examples(*(part[index : index + 1] for part in self.support))
         return InnerObjective(self.network, support, self.theta, self.proximal, self.criterion)
 
+    def on(self, examples: Examples, criterion: nn.Module | None = None) -> InnerObjective:
+        """The same tasks with other examples, and with another criterion if given."""
+        return InnerObjective(self.network, examples, self.theta, self.proximal, criterion or self.criterion)
+
     def start(self) -> Tensor:
         """θ for every task, ``[task, param]``: where inner solvers begin."""
         return self.theta.detach().expand(self.support.x.shape[0], -1)
@@ -78,12 +82,12 @@ class InnerObjective:
         return [m for m in (self.theta, *modules) if m.requires_grad]
 
     def outputs(self, phi: Tensor) -> Tensor:
-        """z = f(φ) ``[task, example, output]`` on the support set."""
-        return self.network.tasks(phi, self.support.x)
+        """z = f(φ) ``[task, example, output]`` on the support set, by vmap, the faster to be differentiated twice."""
+        return per_task(self.network, phi, self.support.x)
 
     def support_loss(self, phi: Tensor) -> Tensor:
-        """L_S ``[task]``."""
-        return per_task(self.criterion, self.outputs(phi), self.support.y)
+        """L_S ``[task]``, faster to be differentiated once."""
+        return per_task(self.criterion, self.network.tasks(phi, self.support.x), self.support.y)
 
     def value(self, phi: Tensor) -> Tensor:
         """G ``[task]``."""
@@ -99,6 +103,13 @@ class InnerObjective:
             value = self.value(phi)
             (gradient,) = torch.autograd.grad(value.sum(), phi)
         return value.detach(), gradient
+
+    def gradient(self, phi: Tensor) -> Tensor:
+        """∇_φ G ``[task, param]`` at ``phi``, differentiable in ``phi`` and in everything else on which G depends."""
+        phi = phi if phi.requires_grad else phi.detach().requires_grad_()
+        loss = per_task(self.criterion, self.outputs(phi), self.support.y)
+        value = loss.sum() + self.proximal(phi, self.theta).sum()
+        return torch.autograd.grad(value, phi, create_graph=True)[0]
 
     def linearise(self, phi: Tensor, second_order: bool = True) -> Linearisation:
         """G linearised at ``phi [task, param]``: one gradient evaluation.

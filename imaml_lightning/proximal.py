@@ -107,3 +107,22 @@ class LowRankProximalTerm(ProximalTerm):
     def forward(self, phi: Tensor, theta: Tensor) -> Tensor:
         """R for each task ``[task]``, of ``phi [task, param]`` and ``theta [param]``."""
         return super().forward(phi, theta) + 0.5 * ((phi - theta) @ self.factor).square().sum(1)
+
+
+class NoProximalTerm(ProximalTerm):
+    """R = 0: the inner objective is the support loss alone, as in MAML."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.register_buffer("zero", torch.zeros(1), persistent=False)
+
+    def fit_to(self, network: FlatNetwork) -> None:
+        """Nothing to fit."""
+
+    def strength(self) -> Tensor:
+        """0, ``[1]``."""
+        return self.zero
+
+    def forward(self, phi: Tensor, theta: Tensor) -> Tensor:
+        """0 for each task ``[task]``, still a function of φ."""
+        return 0 * (phi - theta).square().sum(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from imaml_lightning.adaptation.base import Adaptation, Adapted
+from imaml_lightning.adaptation.base import Adaptation, Adapted, LazilyCertified
 from imaml_lightning.inner import GradientDescent, InnerSolver
 from imaml_lightning.objective import InnerObjective
 from imaml_lightning.proximal import ProximalTerm
@@ -24,12 +24,11 @@ class FirstOrder(Adaptation):
     """
 
     def __init__(self, inner_solver: InnerSolver = GradientDescent(), proximal: ProximalTerm | None = None) -> None:
-        super().__init__(inner_solver, proximal or ProximalTerm())
+        super().__init__(proximal or ProximalTerm())
+        self.inner_solver = inner_solver
 
     def forward(self, objective: InnerObjective) -> Adapted:
         with torch.no_grad():
             solution = self.inner_solver.minimise(objective, objective.start())
-        at = objective.linearise(solution.value, second_order=False)
-        inner = solution.certified(at.gradient.detach().norm(dim=1))
         theta = objective.theta
-        return Adapted(inner.value + (theta - theta.detach()), inner, stationarity=at.stationarity())
+        return LazilyCertified(solution.value + (theta - theta.detach()), solution, objective)

@@ -42,7 +42,8 @@ class Implicit(Adaptation):
         curvature: Curvature = GaussNewton(),
         proximal: ProximalTerm | None = None,
     ) -> None:
-        super().__init__(inner_solver, proximal or ProximalTerm())
+        super().__init__(proximal or ProximalTerm())
+        self.inner_solver = inner_solver
         self.linear_solver = linear_solver
         self.curvature = curvature
 

@@ -1,0 +1,60 @@
+"""Reptile: move θ towards where stochastic descent on a task leads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from imaml_lightning import checks
+from imaml_lightning.adaptation.base import Adapted
+from imaml_lightning.adaptation.unrolled import Unrolled
+from imaml_lightning.episode import Examples
+from imaml_lightning.objective import InnerObjective
+from imaml_lightning.optimizers import Adam, DifferentiableOptimizer
+from imaml_lightning.proximal import ProximalTerm
+
+
+class Reptile(Unrolled):
+    """Outer loss ½ ‖θ − φ̃‖², whose gradient is Reptile's step θ − φ̃; φ̃ is taken as a constant.
+
+    φ̃ is θ after ``steps`` steps on small batches of all the task's examples, support and query (Reptile makes no
+    difference between them in training): every n-th example, from each of the n beginnings in turn. φ, by which the task is
+    judged, is θ after ``eval_steps`` steps on the whole support set. With torch.optim.SGD of rate ε outside, θ ← θ + ε (φ̃ − θ).
+
+    Args:
+        optimizer: the rule of one step; it starts afresh on each task.
+        steps: inner steps in training.
+        eval_steps: inner steps on the support set in validation, test and the training log; None is ``steps``.
+        batch: examples of a small batch, about.
+        proximal: the regulariser with its strength λ; None is none.
+
+    Cost: steps + eval_steps gradient evaluations. Source: Nichol, Achiam, Schulman (2018), algorithm 1 and section 6.1.
+    """
+
+    def __init__(
+        self,
+        optimizer: DifferentiableOptimizer = Adam(beta1=0.0),
+        steps: int = 5,
+        eval_steps: int | None = None,
+        batch: int = 10,
+        proximal: ProximalTerm | None = None,
+    ) -> None:
+        super().__init__(optimizer, steps, eval_steps, backward_steps=0, proximal=proximal)
+        checks.at_least(1, "adaptation", batch=batch)
+        self.batch = batch
+
+    def forward(self, objective: InnerObjective) -> Adapted:
+        with torch.no_grad():
+            return super().forward(objective)
+
+    def outer_loss(self, adapted: Adapted, loss: Tensor, objective: InnerObjective, query: InnerObjective) -> Tensor:
+        pairs = zip(objective.support, query.support, strict=True)
+        examples = Examples(*(torch.cat(pair, 1) for pair in pairs))
+        batches = -(-examples.x.shape[1] // self.batch)
+        with torch.no_grad():
+            phi = objective.start()
+            state = self._start(phi)
+            for number in range(self.steps):
+                each = Examples(*(part[:, number % batches :: batches] for part in examples))
+                phi, state = self._walk(objective.on(each), range(number, number + 1), False, phi, state)
+        return 0.5 * (objective.theta - phi).square().sum(1)
