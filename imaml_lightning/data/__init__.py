@@ -1,6 +1,6 @@
 """Where tasks come from: sources, banks and the LightningDataModule."""
 
-from imaml_lightning.data.bank import ClassBank
+from imaml_lightning.data.bank import BankClass, ClassBank
 from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
 from imaml_lightning.data.class_source import ClassSource
 from imaml_lightning.data.datamodule import EpisodeDataModule, as_float
@@ -10,6 +10,7 @@ from imaml_lightning.data.sinusoid import Sinusoid
 
 __all__ = [
     "SPLITS",
+    "BankClass",
     "ClassBank",
     "ClassSource",
     "EpisodeDataModule",

@@ -36,7 +36,7 @@ class EpisodeDataset(Dataset[Episode]):
         epoch, numbers = batch
         split = SPLITS.index(self.split)
         rngs = [np.random.default_rng((self.seed, split, epoch, number)) for number in numbers]
-        return self.source.sample(self.split, rngs, self.way, self.shot, self.query)
+        return self.source.sample_numbered(self.split, numbers, rngs, self.way, self.shot, self.query)
 
 
 @dataclass(frozen=True)
