@@ -22,7 +22,7 @@ from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.metrics import EpisodeMean
 from imaml_lightning.models import Conv4
-from imaml_lightning.objective import InnerObjective, per_task
+from imaml_lightning.objective import InnerObjective, per_task, task_losses
 from imaml_lightning.parameters import FlatNetwork
 from imaml_lightning.solution import indicators
 
@@ -117,9 +117,10 @@ class MetaLearner(LightningModule):
     def judge(self, phi: Tensor, query: Examples) -> dict[str, Tensor]:
         """Query ``loss [task]`` at ``phi [task, param]``, and ``accuracy [task]`` where targets are classes."""
         outputs = per_task(self.flat, phi, query.x)
-        figures = {"loss": per_task(self.criterion, outputs, query.y)}
+        figures = {"loss": task_losses(self.criterion, outputs, query)}
         if not query.y.is_floating_point():
-            figures["accuracy"] = (outputs.argmax(-1) == query.y).double().mean(1)
+            hits = (outputs.argmax(-1) == query.y).double()
+            figures["accuracy"] = hits.sum(1) / query.real().sum(1)
         return figures
 
     def training_step(self, episode: Episode, batch_idx: int) -> None:

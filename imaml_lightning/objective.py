@@ -74,7 +74,7 @@ class InnerObjective:
 
     def support_loss(self, phi: Tensor) -> Tensor:
         """L_S ``[task]``."""
-        return per_task(self.criterion, self.outputs(phi), self.support.y)
+        return task_losses(self.criterion, self.outputs(phi), self.support)
 
     def value(self, phi: Tensor) -> Tensor:
         """G ``[task]``."""
@@ -93,12 +93,28 @@ class InnerObjective:
         with torch.enable_grad():
             phi = phi.detach().requires_grad_()
             z = self.outputs(phi)
-            loss = per_task(self.criterion, z, self.support.y).sum()
+            loss = task_losses(self.criterion, z, self.support).sum()
             (p,) = torch.autograd.grad(loss, z, create_graph=True)
             (support,) = torch.autograd.grad(z, phi, p, create_graph=True)
             (proximal,) = torch.autograd.grad(self.proximal(phi, self.theta).sum(), phi, create_graph=True)
             gradient = support + proximal
         return Linearisation(phi, z, p, support, proximal, gradient, lambda at: self.value_and_gradient(at)[1])
+
+
+def task_losses(criterion: nn.Module, outputs: Tensor, examples: Examples) -> Tensor:
+    """The criterion's mean over each task's real examples ``[task]``.
+
+    Cross-entropy leaves out IGNORED targets by itself. In regression, padding is judged against its own output, which
+    costs nothing and has no derivatives, and the mean is taken over the others; for losses that are means over entries.
+    """
+    if not examples.y.is_floating_point() or examples.real().all():
+        return per_task(criterion, outputs, examples.y)
+
+    def over_real(z: Tensor, y: Tensor) -> Tensor:
+        real = ~y.isnan()
+        return criterion(z, torch.where(real, y, z)) * (real.numel() / real.sum())
+
+    return per_task(over_real, outputs, examples.y)
 
 
 def per_task(function: Callable[[Tensor, Tensor], Tensor], *arguments: Tensor) -> Tensor:

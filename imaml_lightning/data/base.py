@@ -40,6 +40,10 @@ class EpisodeSource(ABC):
     def check(self, split: Split, way: int, shot: int, query: int) -> None:  # noqa: B027
         """Raise UsageError if ``split`` cannot give such episodes. Called after ``setup``."""
 
+    def padded(self, shot: int, query: int) -> bool:
+        """Whether some task is smaller than asked for, so that it is padded (see :class:`Examples`)."""
+        return False
+
     def reading(self) -> dict[str, Any]:
         """How raw input becomes numbers, in plain types: kept in checkpoints, so that ``predict`` reads alike."""
         return {}
