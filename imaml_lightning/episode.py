@@ -22,15 +22,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+#: The target of padding where targets are classes, as torch's cross-entropy has it; in regression it is NaN.
+IGNORED = -100
+
 
 class Examples(NamedTuple):
     """Inputs ``x [task, example, *feature]`` and targets ``y``.
 
     ``y`` is ``[task, example]`` (class numbers, int64) or ``[task, example, output]`` (regression).
+
+    Tasks of unequal size are padded at the end with examples whose x is 0 and whose y is ``IGNORED`` (or NaN): losses
+    and accuracies are means over the others. The network still sees their x, so one that normalises by the statistics
+    of the batch must not be given padding; ``EpisodeDataModule`` refuses it.
     """
 
     x: Tensor
     y: Tensor
+
+    def real(self) -> Tensor:
+        """Which examples are no padding ``[task, example]``."""
+        return ~self.y.isnan().any(-1) if self.y.is_floating_point() else self.y != IGNORED
 
 
 class Episode(NamedTuple):

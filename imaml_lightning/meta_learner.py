@@ -22,8 +22,8 @@ from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.metrics import EpisodeMean
 from imaml_lightning.models import Conv4
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.parameters import FlatNetwork, per_task
+from imaml_lightning.objective import InnerObjective, task_losses
+from imaml_lightning.parameters import FlatNetwork
 from imaml_lightning.solution import indicators
 
 #: A run ends after this many meta-steps in a row whose gradient was not finite.
@@ -124,9 +124,10 @@ class MetaLearner(LightningModule):
     def judge(self, phi: Tensor, query: Examples) -> dict[str, Tensor]:
         """Query ``loss [task]`` at ``phi [task, param]``, and ``accuracy [task]`` where targets are classes."""
         outputs = self.flat.tasks(phi, query.x)
-        figures = {"loss": per_task(self.criterion, outputs, query.y)}
+        figures = {"loss": task_losses(self.criterion, outputs, query)}
         if not query.y.is_floating_point():
-            figures["accuracy"] = (outputs.argmax(-1) == query.y).double().mean(1)
+            hits = (outputs.argmax(-1) == query.y).double()
+            figures["accuracy"] = hits.sum(1) / query.real().sum(1)
         return figures
 
     def training_step(self, episode: Episode, batch_idx: int) -> None:

@@ -87,7 +87,7 @@ class InnerObjective:
 
     def support_loss(self, phi: Tensor) -> Tensor:
         """L_S ``[task]``, faster to be differentiated once."""
-        return per_task(self.criterion, self.network.tasks(phi, self.support.x), self.support.y)
+        return task_losses(self.criterion, self.network.tasks(phi, self.support.x), self.support)
 
     def value(self, phi: Tensor) -> Tensor:
         """G ``[task]``."""
@@ -107,7 +107,7 @@ class InnerObjective:
     def gradient(self, phi: Tensor) -> Tensor:
         """∇_φ G ``[task, param]`` at ``phi``, differentiable in ``phi`` and in everything else on which G depends."""
         phi = phi if phi.requires_grad else phi.detach().requires_grad_()
-        loss = per_task(self.criterion, self.outputs(phi), self.support.y)
+        loss = task_losses(self.criterion, self.outputs(phi), self.support)
         value = loss.sum() + self.proximal(phi, self.theta).sum()
         return torch.autograd.grad(value, phi, create_graph=True)[0]
 
@@ -123,7 +123,7 @@ class InnerObjective:
         with torch.enable_grad():
             phi = phi.detach().requires_grad_()
             z = self.outputs(phi) if folded is None else folded.outputs.requires_grad_()
-            loss = per_task(self.criterion, z, self.support.y)
+            loss = task_losses(self.criterion, z, self.support)
             (p,) = torch.autograd.grad(loss.sum(), z, create_graph=True)
             if folded is None:
                 (support,) = torch.autograd.grad(z, phi, p, create_graph=True)
@@ -147,6 +147,22 @@ class InnerObjective:
         learned_loss = any(True for _ in self.criterion.parameters())
         autocast = torch.is_autocast_enabled(self.theta.device.type)
         return self.network.can_fold and not learned_loss and not autocast
+
+
+def task_losses(criterion: nn.Module, outputs: Tensor, examples: Examples) -> Tensor:
+    """The criterion's mean over each task's real examples ``[task]``.
+
+    Cross-entropy leaves out IGNORED targets by itself. In regression, padding is judged against its own output, which
+    costs nothing and has no derivatives, and the mean is taken over the others; for losses that are means over entries.
+    """
+    if not examples.y.is_floating_point() or examples.real().all():
+        return per_task(criterion, outputs, examples.y)
+
+    def over_real(z: Tensor, y: Tensor) -> Tensor:
+        real = ~y.isnan()
+        return criterion(z, torch.where(real, y, z)) * (real.numel() / real.sum())
+
+    return per_task(over_real, outputs, examples.y)
 
 
 def _pull_back(y: Tensor, x: Tensor, g: Tensor) -> Tensor:

@@ -250,8 +250,8 @@ def test_option_without_sense_is_named_before_data_is_touched(tmp_path: Path, op
     [
         ({"way": 7}, "--data.way 7 .* test, 6"),
         ({"way": 20}, "--data.way 20 .* train, 12"),
-        ({"shot": 5, "query": 4}, r"--data.shot 5 plus 4 query images \(train\)"),
-        ({"shot": 5, "eval_query": 9}, r"--data.shot 5 plus 9 query images \(val\) .* --data.eval_query"),
+        ({"shot": 5, "query": 4}, r"--data.shot 5 plus 4 query examples \(train\)"),
+        ({"shot": 5, "eval_query": 9}, r"--data.shot 5 plus 9 query examples \(val\) .* --data.eval_query"),
     ],
 )
 def test_episodes_that_the_data_cannot_give_are_refused(source: Tiny, options, sentence: str) -> None:

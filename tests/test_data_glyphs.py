@@ -36,7 +36,8 @@ def letters(bank: ClassBank, split: str) -> list[str]:
 
 
 def test_size(bank: ClassBank, glyphs: Glyphs) -> None:
-    assert bank.images.shape[1:] == (DRAWINGS, *glyphs.shape)
+    assert bank.examples.shape[1:] == glyphs.shape
+    assert set(np.diff(bank.starts)) == {DRAWINGS}
     assert {s: len(bank.splits[s]) for s in SPLITS} == {
         "train": pytest.approx(1765, abs=100), "val": pytest.approx(200, abs=30),
         "test": pytest.approx(314, abs=14),
@@ -79,7 +80,7 @@ def test_splits_are_disjoint_by_content(bank: ClassBank, shapes: dict[str, Faces
 
 
 def test_drawings_are_legible_and_centred(bank: ClassBank) -> None:
-    images = bank.images[:, :, 0].astype(float)
+    images = bank.examples.reshape(-1, DRAWINGS, *bank.examples.shape[2:]).astype(float)
     assert images.max((2, 3)).min() > 90  # ink everywhere, even in hairlines
     ink = images.sum((2, 3))
     places = np.arange(28) - 13.5
@@ -92,7 +93,7 @@ def test_drawings_are_legible_and_centred(bank: ClassBank) -> None:
 
 
 def test_drawings_of_a_letter_differ(bank: ClassBank) -> None:
-    for row in bank.images[::50].reshape(-1, DRAWINGS, 784):
+    for row in bank.examples.reshape(-1, DRAWINGS, 784)[::50]:
         assert len(np.unique(row, axis=0)) == DRAWINGS
 
 
@@ -107,5 +108,5 @@ def test_same_bytes_again(bank, shapes, tmp_path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "_render", lambda: shapes)
     again = Glyphs(str(tmp_path)).bank
     assert again.names == bank.names
-    digests = [hashlib.sha256(b.images.tobytes()).hexdigest() for b in (bank, again)]
+    digests = [hashlib.sha256(b.examples.tobytes()).hexdigest() for b in (bank, again)]
     assert digests[0] == digests[1]

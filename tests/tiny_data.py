@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from imaml_lightning.data import ClassSource, Split
+from imaml_lightning.data import BankClass, ClassSource, Split
 
 COUNTS: dict[Split, int] = {"train": 12, "val": 7, "test": 6}
 IMAGES = 8
@@ -21,24 +21,23 @@ class Tiny(ClassSource):
 
     shape = (1, 4, 4)
 
-    def __init__(self, cache: str | None = None, version: int = 1) -> None:
-        super().__init__(cache)
+    def __init__(self, cache: str | None = None, version: int = 1, within_groups: bool = False) -> None:
+        super().__init__(cache, within_groups)
         self.version, self.built = version, 0
 
     def recipe(self) -> Mapping[str, object]:
         return {"source": "tiny", "version": self.version}
 
-    def build(self) -> Mapping[Split, tuple[list[str], np.ndarray]]:
+    def build(self) -> Iterator[BankClass]:
         self.built += 1
-        parts: dict[Split, tuple[list[str], np.ndarray]] = {}
-        first = 0
+        number = 0
         for split, count in COUNTS.items():
-            images = np.zeros((count, IMAGES, 1, 4, 4), np.uint8)
-            images[:, :, 0, 0] = np.arange(first, first + count)[:, None, None]
-            images[:, :, 0, 1] = np.arange(IMAGES)[None, :, None]
-            parts[split] = ([f"{split}{i}" for i in range(count)], images)
-            first += count
-        return parts
+            for i in range(count):
+                images = np.zeros((IMAGES, 1, 4, 4), np.uint8)
+                images[:, 0, 0] = number
+                images[:, 0, 1] = np.arange(IMAGES)[:, None]
+                yield BankClass(split, f"{split}{i}", images, group=f"{split}{i % 2}")
+                number += 1
 
 
 def characters(count: int) -> list[list[str]]:

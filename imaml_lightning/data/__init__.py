@@ -1,22 +1,33 @@
 """Where tasks come from: sources, banks and the LightningDataModule."""
 
-from imaml_lightning.data.bank import ClassBank
+from imaml_lightning.data.augment import Augment
+from imaml_lightning.data.bank import BankClass, ClassBank
 from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
+from imaml_lightning.data.class_arrays import ClassTable, ClassTensors
 from imaml_lightning.data.class_source import ClassSource
 from imaml_lightning.data.datamodule import EpisodeDataModule, as_float
 from imaml_lightning.data.glyphs import Glyphs
+from imaml_lightning.data.image_folder import ImageFolder
 from imaml_lightning.data.omniglot import Omniglot
 from imaml_lightning.data.sinusoid import Sinusoid
+from imaml_lightning.data.tasks import Tasks, TaskTable
 
 __all__ = [
     "SPLITS",
+    "Augment",
+    "BankClass",
     "ClassBank",
     "ClassSource",
+    "ClassTable",
+    "ClassTensors",
     "EpisodeDataModule",
     "EpisodeSource",
     "Glyphs",
+    "ImageFolder",
     "Omniglot",
     "Sinusoid",
     "Split",
+    "TaskTable",
+    "Tasks",
     "as_float",
 ]

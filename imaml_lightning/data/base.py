@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -39,6 +39,20 @@ class EpisodeSource(ABC):
 
     def check(self, split: Split, way: int, shot: int, query: int) -> None:  # noqa: B027
         """Raise UsageError if ``split`` cannot give such episodes. Called after ``setup``."""
+
+    def padded(self, shot: int, query: int) -> bool:
+        """Whether some task is smaller than asked for, so that it is padded (see :class:`Examples`)."""
+        return False
+
+    def reading(self) -> dict[str, Any]:
+        """How raw input becomes numbers, in plain types: kept in checkpoints, so that ``predict`` reads alike."""
+        return {}
+
+    def sample_numbered(
+        self, split: Split, numbers: Sequence[int], rngs: Sequence[np.random.Generator], way: int, shot: int, query: int
+    ) -> Episode:
+        """As ``sample``, told the episodes' numbers: for splits whose tasks are a fixed list."""
+        return self.sample(split, rngs, way, shot, query)
 
     @abstractmethod
     def sample(self, split: Split, rngs: Sequence[np.random.Generator], way: int, shot: int, query: int) -> Episode:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, TypeVar
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 
-from imaml_lightning.data.bank import ClassBank, Recipe, bank_path
+from imaml_lightning.data.bank import BankClass, ClassBank, Recipe, bank_path
 from imaml_lightning.data.base import EpisodeSource, Split
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 
 T = TypeVar("T")
+_FEW = 100  # examples of a class up to which shuffling them all is the faster way to draw some
 
 
 class ClassSource(EpisodeSource):
@@ -26,12 +28,16 @@ class ClassSource(EpisodeSource):
 
     Args:
         cache: folder of the bank; None means ``$IMAML_CACHE``, or ``~/.cache/imaml_lightning``.
+        within_groups: draw the classes of a task from one group (alphabet, site); each group that has enough
+            classes is equally likely.
     """
 
     task: ClassVar[Literal["classification", "regression"]] = "classification"
+    #: Images are of drawings: ink is 255, paper 0. Photographs are left as they are.
+    ink: bool = False
 
-    def __init__(self, cache: str | None = None) -> None:
-        self.cache = cache
+    def __init__(self, cache: str | None = None, within_groups: bool = False) -> None:
+        self.cache, self.within_groups = cache, within_groups
         self._bank: ClassBank | None = None
 
     @abstractmethod
@@ -39,8 +45,8 @@ class ClassSource(EpisodeSource):
         """All that decides the content of the bank; ``source`` is its name. Cheap: every process asks."""
 
     @abstractmethod
-    def build(self) -> Mapping[Split, tuple[list[str], np.ndarray]]:
-        """Split -> (class names, images ``[class, image, channel, height, width]`` uint8, ink = 255)."""
+    def build(self) -> Iterable[BankClass]:
+        """The classes, split by split: uint8 images ``[example, channel, height, width]``, or float32 features."""
 
     def prepare(self) -> None:
         recipe = self.recipe()
@@ -63,42 +69,70 @@ class ClassSource(EpisodeSource):
         assert self._bank is not None
         return self._bank
 
+    def reading(self) -> dict[str, Any]:
+        return {"shape": list(self.shape), "ink": self.ink}
+
     def check(self, split: Split, way: int, shot: int, query: int) -> None:
-        classes, images = len(self.bank.splits[split]), self.bank.images.shape[1]
-        source = type(self).__name__
+        source, members = type(self).__name__, self.bank.splits.get(split, range(0))
+        classes = max((len(pool) for pool in self._pools(split, 1)), default=0)
         if way > classes:
+            has = f"an alphabet or other group of {source}" if self.within_groups else source
             raise UsageError(
-                f"--data.way {way} asks for more classes than {source} has for {split}, "
+                f"--data.way {way} asks for more classes than {has} has for {split}, "
                 f"{classes}; choose at most {classes}."
             )
-        if shot + query > images:
+        counts = np.diff(self.bank.starts)[members.start : members.stop]
+        if shot + query > counts.min():
+            name = self.bank.names[members[int(counts.argmin())]]
             raise UsageError(
-                f"--data.shot {shot} plus {query} query images ({split}) is more than the {images} images that a "
-                f"class of {source} has; lower --data.shot, --data.query or --data.eval_query."
+                f"--data.shot {shot} plus {query} query examples ({split}) is more than the {counts.min()} that "
+                f"class {name} of {source} has; lower --data.shot, --data.query or --data.eval_query, or give it more."
             )
 
     def sample(self, split: Split, rngs: Sequence[np.random.Generator], way: int, shot: int, query: int) -> Episode:
-        images, members = self.bank.images, self.bank.splits[split]
-        classes = np.empty((len(rngs), way, 1), np.intp)
-        drawings = np.empty((len(rngs), way, shot + query), np.intp)
+        support, asked = self.numbers(split, rngs, way, shot, query)
+        return Episode(*(Examples(torch.from_numpy(self.bank.examples[e.x.numpy()]), e.y) for e in (support, asked)))
+
+    def numbers(self, split: Split, rngs: Sequence[np.random.Generator], way: int, shot: int, query: int) -> Episode:
+        """As ``sample``, but x holds the examples' numbers in the bank, ``[task, way·shot]`` and ``[task, way·query]``."""
+        pools, each = self._pools(split, way), shot + query
+        starts = self.bank.starts
+        counts = np.diff(starts)
+        most = int(counts.max())
+        chosen = np.empty((len(rngs), way, each), np.intp)
         for task, rng in enumerate(rngs):
+            pool = pools[0] if len(pools) == 1 else pools[rng.integers(len(pools))]
             # The order in which classes are drawn is the order of their labels.
-            classes[task, :, 0] = rng.choice(len(members), way, replace=False)
-            # Distinct images of a class: the places of the smallest of as many random numbers.
-            drawings[task] = rng.random((way, images.shape[1])).argsort(axis=1)[:, : shot + query]
-        classes += members.start
+            classes = pool[rng.choice(len(pool), way, replace=False)]
+            if most <= _FEW:
+                # Distinct examples of a class: the places of the smallest of as many random numbers.
+                keys = rng.random((way, most))
+                keys[np.arange(most) >= counts[classes, None]] = np.inf
+                chosen[task] = keys.argsort(axis=1)[:, :each]
+            else:
+                for row, count in zip(chosen[task], counts[classes], strict=True):
+                    row[:] = rng.choice(count, each, replace=False)
+            chosen[task] += starts[classes, None]
+        y = torch.arange(way).repeat(len(rngs), 1)
+        parts = (chosen[:, :, :shot], shot), (chosen[:, :, shot:], query)
         return Episode(
-            _examples(images, classes, drawings[:, :, :shot]),
-            _examples(images, classes, drawings[:, :, shot:]),
+            *(Examples(torch.from_numpy(x.reshape(len(rngs), -1)), y.repeat_interleave(n, 1)) for x, n in parts)
         )
 
+    def _pools(self, split: Split, way: int) -> list[np.ndarray]:
+        """The sets of at least ``way`` classes from which a task may take its classes."""
+        return _pools(self.bank, split, way, self.within_groups)
 
-def _examples(images: np.ndarray, classes: np.ndarray, drawings: np.ndarray) -> Examples:
-    """Gather ``images[classes [task, way, 1], drawings [task, way, n]]``, joining way and n."""
-    tasks, way, each = drawings.shape
-    x = torch.from_numpy(images[classes, drawings]).flatten(1, 2)
-    y = torch.arange(way).repeat_interleave(each).repeat(tasks, 1)
-    return Examples(x, y)
+
+@lru_cache(maxsize=64)
+def _pools(bank: ClassBank, split: Split, way: int, within_groups: bool) -> list[np.ndarray]:
+    members = np.array(bank.splits.get(split, range(0)), np.intp)
+    if not within_groups:
+        pools = [members]
+    else:
+        groups = np.array(bank.groups)[members]
+        pools = [members[groups == group] for group in dict.fromkeys(groups.tolist())]
+    return [pool for pool in pools if len(pool) >= way]
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:

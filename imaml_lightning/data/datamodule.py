@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from typing import Any
 
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import Tensor
+
+from imaml_lightning.data.augment import Augment
 from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
+from imaml_lightning.data.class_source import ClassSource
 from imaml_lightning.data.glyphs import Glyphs
-from imaml_lightning.data.sampler import BatchSampler, EpisodeDataset, EpisodeLoader
+from imaml_lightning.data.sampler import BatchSampler, Draft, EpisodeDataset, EpisodeLoader
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 
@@ -31,6 +36,8 @@ class EpisodeDataModule(LightningDataModule):
         seed: of the episodes.
         workers: processes that draw training episodes, a rank; 0 draws them in the training process, which is
             mostly fast enough.
+        augment: random flips, crops and colours of training images, made on the device; None leaves them as they are.
+        on_device: keep the whole bank in the device's memory and gather images there: for GPUs with room for it.
 
     Raises:
         UsageError: an option has no sense, before any data is touched.
@@ -49,6 +56,8 @@ class EpisodeDataModule(LightningDataModule):
         eval_query: int | None = None,
         seed: int = 0,
         workers: int = 0,
+        augment: Augment | None = None,
+        on_device: bool = False,
     ) -> None:
         super().__init__()
         _at_least(2, way=way)
@@ -61,6 +70,12 @@ class EpisodeDataModule(LightningDataModule):
         self.tasks, self.train_batches = tasks, train_batches
         self.val_episodes, self.test_episodes = val_episodes, test_episodes
         self.seed, self.workers = seed, workers
+        self.augment, self.on_device = augment, on_device
+        if on_device and not isinstance(self.source, ClassSource):
+            raise UsageError(
+                f"--data.on_device needs a bank, which {type(self.source).__name__} has not: leave it out."
+            )
+        self._on_device: Tensor | None = None
         self._ready = False
 
     def prepare_data(self) -> None:
@@ -84,7 +99,40 @@ class EpisodeDataModule(LightningDataModule):
         self.source.setup()
         for split in SPLITS:
             self.source.check(split, self.way, self.shot, self._dataset(split).query)
+        if self.augment is not None and len(self.source.shape) != 3:
+            raise UsageError(f"--data.augment changes images, and {type(self.source).__name__} has none: leave it out.")
+        if trainer is not None and hasattr(trainer.lightning_module, "network"):
+            self._check_network(trainer.lightning_module)
         self._ready = True
+
+    def _check_network(self, learner: LightningModule) -> None:
+        """Refuse a network that cannot take the source's inputs, before training comes upon it."""
+        network, source = learner.network, type(self.source).__name__
+        parameter = next(network.parameters())
+        x = torch.zeros(2, *self.source.shape, dtype=parameter.dtype, device=parameter.device)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                outputs = network(x).shape[-1]
+        except RuntimeError as error:
+            raise UsageError(
+                f"{type(network).__name__} cannot take the inputs of {source}, of shape {tuple(self.source.shape)}: set its "
+                "options in --model.network.init_args (size and channels of Conv4, features of MLP) to them."
+            ) from error
+        if self.source.task == "classification" and outputs != self.way:
+            raise UsageError(
+                f"{type(network).__name__} has {outputs} outputs, but a task has {self.way} classes: set its way or outputs "
+                f"in --model.network.init_args to {self.way}, or --data.way to {outputs}."
+            )
+        padded = self.source.padded(self.shot, max(self.query, self.eval_query))
+        if padded and getattr(learner, "protocol", "") == "transductive":
+            raise UsageError(
+                f"{type(network).__name__} normalises by the statistics of the batch, and would count the padding of the "
+                f"unequal tasks of {source}: use another normalisation, such as --model.network.init_args.norm group."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Into the checkpoint: how the source reads raw input, for ``predict``."""
+        return {"reading": self.source.reading()}
 
     def episode(self, split: Split, number: int, epoch: int = 0, tasks: int = 1) -> Episode:
         """Episodes from ``number`` on as the model sees them (images as floats), for pictures and notebooks.
@@ -94,7 +142,7 @@ class EpisodeDataModule(LightningDataModule):
         if not self._ready:
             self.prepare_data()
             self.setup()
-        return as_float(self._dataset(split)[epoch, range(number, number + tasks)])
+        return self._finished(self._dataset(split)[epoch, range(number, number + tasks)])
 
     def train_dataloader(self) -> EpisodeLoader:
         """``train_batches`` batches, beginning where the trainer's count of batches says."""
@@ -112,15 +160,35 @@ class EpisodeDataModule(LightningDataModule):
         """The test episodes."""
         return self.test_dataloader()
 
-    def on_after_batch_transfer(self, batch: Episode, dataloader_idx: int) -> Episode:
-        """uint8 images to floats, in the trainer's precision."""
-        batch = as_float(batch)
+    def on_after_batch_transfer(self, batch: Episode | Draft, dataloader_idx: int) -> Episode:
+        """Images looked up, as floats and augmented, in the trainer's precision."""
+        episode = self._finished(batch)
         trainer: Trainer | None = self.trainer
-        return trainer.precision_plugin.convert_input(batch) if trainer else batch
+        return trainer.precision_plugin.convert_input(episode) if trainer else episode
+
+    def _finished(self, batch: Episode | Draft) -> Episode:
+        episode, random = batch if isinstance(batch, Draft) else (batch, None)
+        if self.on_device:
+            bank = self._bank_on(episode.support.x.device)
+            episode = Episode(*(Examples(bank[e.x], e.y) for e in episode))
+        episode = as_float(episode)
+        if self.augment is not None and random is not None:
+            parts = zip(episode, random, strict=True)
+            episode = Episode(*(Examples(self.augment(e.x, numbers), e.y) for e, numbers in parts))
+        return episode
+
+    def _bank_on(self, device: torch.device) -> Tensor:
+        if self._on_device is None or self._on_device.device != device:
+            assert isinstance(self.source, ClassSource)
+            self._on_device = torch.tensor(self.source.bank.examples, device=device)
+        return self._on_device
 
     def _dataset(self, split: Split) -> EpisodeDataset:
         query = self.query if split == "train" else self.eval_query
-        return EpisodeDataset(self.source, split, self.seed, self.way, self.shot, query)
+        augment = self.augment if split == "train" else None
+        return EpisodeDataset(
+            self.source, split, self.seed, self.way, self.shot, query, augment, by_number=self.on_device
+        )
 
     def _loader(self, split: Split, episodes: int, workers: int = 0) -> EpisodeLoader:
         trainer: Trainer | None = self.trainer

@@ -6,7 +6,7 @@ import hashlib
 import math
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
 
-from imaml_lightning.data.base import Split
+from imaml_lightning.data.bank import BankClass
+from imaml_lightning.data.base import SPLITS, Split
 from imaml_lightning.data.class_source import ClassSource, progress
 
 #: Whole scripts, so that nothing of a test script is seen in training. In this order a shape that two
@@ -55,21 +56,18 @@ class Glyphs(ClassSource):
     """
 
     shape = (1, SIDE, SIDE)
+    ink = True
 
     def recipe(self) -> Mapping[str, object]:
         return {"source": "glyphs", "version": 1, "fonts": _fonts_digest(), "pillow": PIL.__version__}
 
-    def build(self) -> Mapping[Split, tuple[list[str], np.ndarray]]:
+    def build(self) -> Iterator[BankClass]:
         letters = {c: faces for c, faces in _render().items() if len(faces) >= MIN_FACES}
         kept = _without_lookalikes(letters)
         rng = np.random.default_rng(0)
-        return {
-            split: (
-                [f"{unicodedata.name(c)} {c}" for c in kept[split]],
-                np.stack([_draw(letters[c], rng) for c in progress(kept[split], f"Drawing {split} letters")]),
-            )
-            for split in ("train", "val", "test")
-        }
+        for split in SPLITS:
+            for c in progress(kept[split], f"Drawing {split} letters"):
+                yield BankClass(split, f"{unicodedata.name(c)} {c}", _draw(letters[c], rng), _script(c) or "")
 
 
 def _font_files() -> list[Path]:

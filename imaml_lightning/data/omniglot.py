@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
+from imaml_lightning.data.bank import BankClass
 from imaml_lightning.data.base import SPLITS, Split
 from imaml_lightning.data.class_source import ClassSource, progress
 from imaml_lightning.errors import UsageError
 
 SIDE = 28
+Character = tuple[str, np.ndarray]  # a name, and its drawings [example, channel, height, width]
 TRAIN, HELD_OUT = 1200, 100  # characters of the random split's training part; of it, for validation
 
 
@@ -33,6 +35,7 @@ class Omniglot(ClassSource):
     """
 
     shape = (1, SIDE, SIDE)
+    ink = True
 
     def __init__(
         self,
@@ -87,9 +90,15 @@ class Omniglot(ClassSource):
             "lists": digest.hexdigest(),
         }
 
-    def build(self) -> Mapping[Split, tuple[list[str], np.ndarray]]:
+    def build(self) -> Iterator[BankClass]:
         try:
-            parts = self._vinyals() if self.splits == "vinyals" else self._random()
+            for split, characters in self._splits().items():
+                turns = range(4) if self.rotations and split == "train" else range(1)
+                for quarter in turns:
+                    for name, images in characters:
+                        turned = np.rot90(images, quarter, axes=(-2, -1))
+                        label = f"{name} {90 * quarter}°" if len(turns) > 1 else name
+                        yield BankClass(split, label, turned, f"{name.split('/')[1]} {90 * quarter}°")
         except (OSError, KeyError, ValueError) as error:
             from imaml_lightning.data.torchmeta_adapter import omniglot_folder
 
@@ -97,38 +106,28 @@ class Omniglot(ClassSource):
                 f"Omniglot in {omniglot_folder(self.root)} is damaged ({error}); remove its data.hdf5 and run again "
                 "with --data.source.download true."
             ) from error
-        if self.rotations:
-            parts["train"] = _with_rotations(*parts["train"])
-        return parts
 
-    def _vinyals(self) -> dict[Split, tuple[list[str], np.ndarray]]:
-        return {split: self._read(True, split) for split in SPLITS}
-
-    def _random(self) -> dict[Split, tuple[list[str], np.ndarray]]:
-        (names, images), (more_names, more) = (self._read(False, part) for part in ("train", "test"))
-        names, images = names + more_names, np.concatenate([images, more])
-        if len(names) <= TRAIN:
-            raise ValueError(f"only {len(names)} characters in its lists")
+    def _splits(self) -> dict[Split, list[Character]]:
+        if self.splits == "vinyals":
+            return {split: self._read(True, split) for split in SPLITS}
+        characters = self._read(False, "train") + self._read(False, "test")
+        if len(characters) <= TRAIN:
+            raise ValueError(f"only {len(characters)} characters in its lists")
         # Drawn from the sorted names, so that the split does not depend on the order in the lists.
-        order = np.argsort(np.array(names))
+        order = np.argsort(np.array([name for name, _ in characters]))
         order = order[np.random.default_rng(self.split_seed).permutation(len(order))]
         parts = np.split(order, [TRAIN - HELD_OUT, TRAIN])
-        return {s: ([names[i] for i in part], images[part]) for s, part in zip(SPLITS, parts, strict=True)}
+        return {split: [characters[i] for i in part] for split, part in zip(SPLITS, parts, strict=True)}
 
-    def _read(self, vinyals: bool, split: str) -> tuple[list[str], np.ndarray]:
+    def _read(self, vinyals: bool, split: str) -> list[Character]:
         from imaml_lightning.data.torchmeta_adapter import omniglot_characters
 
         names, characters = omniglot_characters(self.root, vinyals, split)
         bar = progress(characters, f"Reading Omniglot, {split} characters", len(names))
-        return names, np.stack([_small(drawings) for drawings in bar])
+        return [(name, small(drawings)) for name, drawings in zip(names, bar, strict=True)]
 
 
-def _small(drawings: np.ndarray) -> np.ndarray:
+def small(drawings: np.ndarray) -> np.ndarray:
     """``[image, 105, 105]`` to ``[image, channel, height, width]``; PIL's bilinear filter antialiases."""
     size = (SIDE, SIDE)
     return np.stack([np.asarray(Image.fromarray(d).resize(size, Image.Resampling.BILINEAR)) for d in drawings])[:, None]
-
-
-def _with_rotations(names: list[str], images: np.ndarray) -> tuple[list[str], np.ndarray]:
-    turned = [np.rot90(images, quarter, axes=(-2, -1)) for quarter in range(4)]
-    return [f"{n} {90 * quarter}°" for quarter in range(4) for n in names], np.concatenate(turned)

@@ -8,22 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from imaml_lightning.data.augment import Augment
 from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
+from imaml_lightning.data.class_source import ClassSource
 from imaml_lightning.episode import Episode
 
 #: (epoch, numbers of the episodes in it)
 Batch = tuple[int, Sequence[int]]
 
 
+class Draft(NamedTuple):
+    """An Episode to be augmented on the device, by ``random [task, example, number]`` for support and query."""
+
+    episode: Episode
+    random: tuple[Tensor, Tensor]
+
+
 @dataclass(frozen=True)
-class EpisodeDataset(Dataset[Episode]):
-    """The episodes of one split: a pure function from (epoch, episode numbers) to an Episode."""
+class EpisodeDataset(Dataset[Episode | Draft]):
+    """The episodes of one split: a pure function from (epoch, episode numbers) to an Episode.
+
+    With ``by_number``, x holds the numbers of bank examples, to be looked up on the device.
+    """
 
     source: EpisodeSource
     split: Split
@@ -31,12 +44,24 @@ class EpisodeDataset(Dataset[Episode]):
     way: int
     shot: int
     query: int
+    augment: Augment | None = None
+    by_number: bool = False
 
-    def __getitem__(self, batch: Batch) -> Episode:
+    def __getitem__(self, batch: Batch) -> Episode | Draft:
         epoch, numbers = batch
         split = SPLITS.index(self.split)
         rngs = [np.random.default_rng((self.seed, split, epoch, number)) for number in numbers]
-        return self.source.sample(self.split, rngs, self.way, self.shot, self.query)
+        sizes = self.way, self.shot, self.query
+        if self.by_number:
+            assert isinstance(self.source, ClassSource)
+            episode = self.source.numbers(self.split, rngs, *sizes)
+        else:
+            episode = self.source.sample_numbered(self.split, numbers, rngs, *sizes)
+        if self.augment is None:
+            return episode
+        draws = [[self.augment.draw(rng, part.x.shape[1]) for part in episode] for rng in rngs]
+        support, query = zip(*draws, strict=True)
+        return Draft(episode, (torch.stack(support), torch.stack(query)))
 
 
 @dataclass(frozen=True)
@@ -95,7 +120,7 @@ class EpisodeLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Episode]:
+    def __iter__(self) -> Iterator[Episode | Draft]:
         # A generator: Lightning asks for iterators before it needs them, and only the first batch
         # starts the workers and asks the sampler where to begin.
         yield from self._loader

@@ -1,0 +1,119 @@
+"""ImageFolder: the user's own pictures, one folder a class."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from imaml_lightning.data.bank import BankClass
+from imaml_lightning.data.base import SPLITS, Split
+from imaml_lightning.data.class_source import ClassSource, progress
+from imaml_lightning.data.images import image_files, read_image
+from imaml_lightning.data.split import check_fractions, draw_split
+from imaml_lightning.errors import UsageError
+
+
+class _Folder(NamedTuple):
+    split: Split
+    group: str
+    name: str
+    files: list[Path]
+
+
+class ImageFolder(ClassSource):
+    """Few-shot classification of the pictures in ``root``.
+
+    Either ``root/train/class/*.png`` with ``val`` and ``test`` beside ``train``, or ``root/class/*.png``, in which case
+    classes are divided by ``fractions``. With ``grouped``, one more level, ``…/group/class/*.png``: groups (patients,
+    sites, alphabets) are then kept together in the split, so that nothing of a test group is seen in training.
+
+    Args:
+        root: the folder.
+        size: height and width in pixels to which pictures are resized, after a crop of the middle to a square.
+        channels: 3 for colour, 1 for grey.
+        ink: drawings on light paper; ink becomes 255 and paper 0.
+        grouped: classes lie in folders of groups.
+        within_groups: draw the classes of a task from one group.
+        fractions: shares of the classes for train, val and test where the folder does not say.
+        split_seed: of that division.
+        cache: folder of the bank; None means ``$IMAML_CACHE``, or ``~/.cache/imaml_lightning``.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        size: int = 84,
+        channels: Literal[1, 3] = 3,
+        ink: bool = False,
+        grouped: bool = False,
+        within_groups: bool = False,
+        fractions: Sequence[float] = (0.6, 0.2, 0.2),
+        split_seed: int = 0,
+        cache: str | None = None,
+    ) -> None:
+        super().__init__(cache, within_groups)
+        if size < 1:
+            raise UsageError(f"--data.source.size must be at least 1 pixel, but is {size}.")
+        if within_groups and not grouped:
+            raise UsageError("--data.source.within_groups needs folders of groups: set --data.source.grouped true too.")
+        check_fractions(fractions, split_seed)
+        self.root, self.shape, self.ink = root, (channels, size, size), ink
+        self.grouped, self.fractions, self.split_seed = grouped, tuple(fractions), split_seed
+
+    def recipe(self) -> Mapping[str, object]:
+        root, digest = Path(self.root).expanduser(), hashlib.sha256()
+        for folder in self._folders():
+            digest.update(f"{folder.split}/{folder.group}/{folder.name}".encode())
+            for file in folder.files:
+                # Pictures are not read at every start: size and time stand for their content.
+                state = file.stat()
+                digest.update(f"{file.relative_to(root)} {state.st_size} {state.st_mtime_ns}".encode())
+        return {
+            "source": "folder",
+            "version": 1,
+            "root": str(root.resolve()),
+            "shape": self.shape,
+            "ink": self.ink,
+            "files": digest.hexdigest(),
+        }
+
+    def build(self) -> Iterator[BankClass]:
+        for split, group, name, files in progress(self._folders(), f"Reading {self.root}"):
+            images = np.stack([read_image(file, self.shape, self.ink) for file in files])
+            yield BankClass(split, f"{group}/{name}" if group else name, images, group)
+
+    def _folders(self) -> list[_Folder]:
+        """The classes, split by split, in the order of their names; folders without a picture are passed over."""
+        root = Path(self.root).expanduser()
+        if not root.is_dir():
+            raise UsageError(f"{root} is not a folder: let --data.source.root name the folder of your classes.")
+        given = {split: root / split for split in SPLITS if (root / split).is_dir()}
+        if given and (missing := [split for split in SPLITS if split not in given]):
+            raise UsageError(
+                f"{root} has {' and '.join(given)} but no {missing[0]}: make the folder {root / missing[0]}."
+            )
+        if given:
+            found = [_Folder(s, g, n, files) for s, at in given.items() for g, n, files in self._classes(at)]
+        else:
+            classes = self._classes(root)
+            drawn = draw_split([g if self.grouped else n for g, n, _ in classes], self.fractions, self.split_seed)
+            found = [_Folder(drawn[g if self.grouped else n], g, n, files) for g, n, files in classes]
+        if not found:
+            wanted = "group/class/*.png" if self.grouped else "class/*.png"
+            raise UsageError(f"No pictures in {root}: they are looked for at {root}/{wanted}, one folder a class.")
+        return sorted(found, key=lambda folder: SPLITS.index(folder.split))
+
+    def _classes(self, folder: Path) -> list[tuple[str, str, list[Path]]]:
+        """(group, class, pictures) of each class below a folder; the group is empty where there are none."""
+        groups = _folders_in(folder) if self.grouped else [folder]
+        members = [(g.name if self.grouped else "", c) for g in groups for c in _folders_in(g)]
+        classes = [(group, at.name, image_files(at)) for group, at in members]
+        return [one for one in classes if one[2]]
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))

@@ -1,0 +1,222 @@
+"""Tasks and TaskTable: tasks that are given rather than drawn from classes, each with as many rows as it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
+from imaml_lightning.data.features import Features
+from imaml_lightning.data.split import check_fractions, draw_split
+from imaml_lightning.data.table import Column, column, read_table
+from imaml_lightning.episode import IGNORED, Episode, Examples
+from imaml_lightning.errors import UsageError
+
+#: Inputs [row, *feature] and targets, class numbers [row] or values [row, output].
+Rows = tuple[np.ndarray, np.ndarray]
+
+
+class Tasks(EpisodeSource):
+    """Given tasks; classes mean the same in all of them, or targets are values.
+
+    An episode takes one task, shuffles its rows, and puts ``shot`` of them (of each class, in classification) into
+    the support set and ``query`` of the others into the query set. A smaller task gives what it has, at least one row
+    to each set; the rest is padding (see :class:`Examples`). Training draws tasks at random; validation and
+    test go through them in turn.
+
+    Args:
+        tasks: for each of train, val and test, pairs (inputs ``[row, *feature]``, targets): whole numbers ``[row]``
+            from 0 for classes, else values ``[row]`` or ``[row, output]``; tensors or arrays.
+
+    Raises:
+        UsageError: a split is missing or empty, or a task cannot be divided into support and query.
+    """
+
+    def __init__(self, tasks: Mapping[Split, Sequence[tuple[Any, Any]]]) -> None:
+        self._names: dict[Split, list[str]] = {}
+        self._take({split: [_rows(x, y) for x, y in pairs] for split, pairs in tasks.items()})
+
+    def _take(self, tasks: Mapping[Split, list[Rows]]) -> None:
+        self._tasks = tasks
+        for split in SPLITS:
+            if not tasks.get(split):
+                raise UsageError(f"There are no tasks for {split}: give some, or set --data.source.fractions.")
+        _, first = tasks["train"][0]
+        self.task = "regression" if first.dtype.kind == "f" else "classification"  # type: ignore[misc]
+        self.shape = tasks["train"][0][0].shape[1:]
+        everything = [(split, i, y) for split in SPLITS for i, (_, y) in enumerate(tasks[split])]
+        self.classes = 0 if self.task == "regression" else 1 + max(int(y.max()) for *_, y in everything)
+        for split, i, y in everything:
+            counts = [len(y)] if self.task == "regression" else np.bincount(y)
+            if max(counts) < 2:
+                name = self._names[split][i] if self._names else f"{i} of {split}"
+                raise UsageError(
+                    f"Task {name} cannot be divided: it needs two rows (of one class); give more, or drop it."
+                )
+
+    def check(self, split: Split, way: int, shot: int, query: int) -> None:
+        if self.task == "classification" and way != self.classes:
+            raise UsageError(
+                f"--data.way is {way}, but the tasks have {self.classes} classes: set --data.way {self.classes}."
+            )
+
+    def padded(self, shot: int, query: int) -> bool:
+        if self.task == "regression":
+            return any(len(y) < shot + query for tasks in self._tasks.values() for _, y in tasks)
+        targets = [y for tasks in self._tasks.values() for _, y in tasks]
+        return any(np.bincount(y, minlength=self.classes).min() < shot + query for y in targets)
+
+    def sample(self, split: Split, rngs: Sequence[np.random.Generator], way: int, shot: int, query: int) -> Episode:
+        count = len(self._tasks[split])
+        return self._episode(split, [int(rng.integers(count)) for rng in rngs], rngs, shot, query)
+
+    def sample_numbered(
+        self, split: Split, numbers: Sequence[int], rngs: Sequence[np.random.Generator], way: int, shot: int, query: int
+    ) -> Episode:
+        if split == "train":
+            return self.sample(split, rngs, way, shot, query)
+        return self._episode(split, [n % len(self._tasks[split]) for n in numbers], rngs, shot, query)
+
+    def _episode(
+        self, split: Split, chosen: Sequence[int], rngs: Sequence[np.random.Generator], shot: int, query: int
+    ) -> Episode:
+        pairs = []
+        for number, rng in zip(chosen, rngs, strict=True):
+            x, y = self._tasks[split][number]
+            pairs.append([(x[rows], y[rows]) for rows in _divide(y, rng, shot, query)])
+        classes = max(1, self.classes)
+        supports, queries = zip(*pairs, strict=True)
+        return Episode(_padded(supports, classes * shot), _padded(queries, classes * query))
+
+
+def _rows(x: Any, y: Any) -> Rows:
+    x, y = np.asarray(x), np.asarray(y)
+    y = y.astype(np.int64) if y.dtype.kind in "iub" else y.astype(np.float32).reshape(len(y), -1)
+    return (x if x.dtype == np.uint8 else x.astype(np.float32)), y
+
+
+def _divide(y: np.ndarray, rng: np.random.Generator, shot: int, query: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of a support and of a query set."""
+    order = rng.permutation(len(y))
+    kinds = [order] if y.dtype.kind == "f" else [order[y[order] == label] for label in np.unique(y)]
+    cuts = [min(shot, max(1, len(rows) - 1)) for rows in kinds]
+    return (
+        np.concatenate([rows[:cut] for rows, cut in zip(kinds, cuts, strict=True)]),
+        np.concatenate([rows[cut : cut + query] for rows, cut in zip(kinds, cuts, strict=True)]),
+    )
+
+
+def _padded(sets: Sequence[Rows], size: int) -> Examples:
+    """Sets of unequal size as one batch of ``size`` examples a task."""
+    x0, y0 = sets[0]
+    x = np.zeros((len(sets), size, *x0.shape[1:]), x0.dtype)
+    y = np.full((len(sets), size, *y0.shape[1:]), np.nan if y0.dtype.kind == "f" else IGNORED, y0.dtype)
+    for task, (inputs, targets) in enumerate(sets):
+        x[task, : len(inputs)], y[task, : len(targets)] = inputs, targets
+    return Examples(torch.from_numpy(x), torch.from_numpy(y))
+
+
+class TaskTable(Tasks):
+    """A table of tasks: each row is an example of the task that its ``task_column`` names.
+
+    Features, and targets in regression, are brought to mean 0 and deviation 1 by those of the training rows; so losses
+    are in units of the target's variance. ``predict`` gives values in the units of the table.
+
+    Args:
+        path: a .csv file (or .parquet, with pyarrow).
+        target: the column to predict.
+        task_column: whose cells name the task of a row.
+        kind: ``classification`` (the target's cells are labels, which mean the same in all tasks) or ``regression``.
+        features: the columns to predict from; None means every numeric one but the other columns named here.
+        split_column: whose cells are train, val or test; None draws a split by ``fractions``.
+        group_column: tasks of one group (site, patient) stay together in the drawn split.
+        fractions: shares of the tasks for train, val and test in the drawn split.
+        split_seed: of the drawn split.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        target: str,
+        task_column: str = "task",
+        kind: Literal["classification", "regression"] = "classification",
+        features: Sequence[str] | None = None,
+        split_column: str | None = None,
+        group_column: str | None = None,
+        fractions: Sequence[float] = (0.6, 0.2, 0.2),
+        split_seed: int = 0,
+    ) -> None:
+        if kind not in ("classification", "regression"):
+            raise UsageError(f"--data.source.kind is 'classification' or 'regression', but is {kind!r}.")
+        check_fractions(fractions, split_seed)
+        self.path, self.target, self.task_column, self.task = path, target, task_column, kind
+        self.features, self.split_column, self.group_column = features, split_column, group_column
+        self.fractions, self.split_seed = tuple(fractions), split_seed
+        self._reading: dict[str, Any] | None = None
+
+    def reading(self) -> dict[str, Any]:
+        assert self._reading is not None, "set up first"
+        return self._reading
+
+    def setup(self) -> None:
+        if self._reading is not None:
+            return
+        table = read_table(self.path)
+        tasks = column(table, self.task_column, self.path)
+        where = row_splits(
+            table, tasks, self.path, self.split_column, self.group_column, self.fractions, self.split_seed
+        )
+        train = where == "train"
+        if not train.any():
+            raise UsageError(f"{self.path} has no rows for train: mark some in column {self.split_column}.")
+        taken = [self.target, self.task_column, self.split_column, self.group_column]
+        features = Features.fit(table, train, self.path, self.features, [name for name in taken if name])
+        x = features.of(table, self.path)
+        reading: dict[str, Any] = {"features": features.plain(), "target": self.target}
+        if self.task == "classification":
+            words = column(table, self.target, self.path)
+            reading["labels"] = sorted(set(words))
+            y = np.searchsorted(np.array(reading["labels"]), np.array(words))
+        else:
+            scaler = Features.fit(table, train, self.path, [self.target])
+            reading["scaler"] = scaler.plain()
+            y = scaler.of(table, self.path)
+        rows: dict[str, list[int]] = {}
+        for row, name in enumerate(tasks):
+            rows.setdefault(name, []).append(row)
+        self._names = {s: sorted(name for name, mine in rows.items() if where[mine[0]] == s) for s in SPLITS}
+        self._take({s: [(x[rows[name]], y[rows[name]]) for name in self._names[s]] for s in SPLITS})
+        self._reading = reading
+
+
+def row_splits(
+    table: dict[str, Column],
+    units: Column,
+    path: str,
+    split_column: str | None,
+    group_column: str | None,
+    fractions: Sequence[float],
+    split_seed: int,
+) -> np.ndarray:
+    """The split of each row ``[row]``: as ``split_column`` says, or drawn such that units and groups stay together.
+
+    Raises:
+        UsageError: a cell that names no split, or a unit (a task, a class) in two splits or two groups.
+    """
+    keeper = split_column or group_column
+    owner = dict(zip(units, column(table, keeper, path) if keeper else units, strict=True))
+    if keeper:
+        for row, (unit, cell) in enumerate(zip(units, column(table, keeper, path), strict=True), start=2):
+            if owner[unit] != cell:
+                raise UsageError(
+                    f"{path}, row {row}: {unit} is in {cell} and in {owner[unit]} of column {keeper}; choose one."
+                )
+            if split_column and cell not in SPLITS:
+                raise UsageError(f"{path}, row {row}: {cell!r} in column {keeper} is none of train, val and test.")
+    if split_column:
+        return np.array([owner[unit] for unit in units])
+    drawn = draw_split(list(owner.values()), fractions, split_seed)
+    return np.array([drawn[owner[unit]] for unit in units])
