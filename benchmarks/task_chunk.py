@@ -1,6 +1,6 @@
 """Milliseconds a task of one inner gradient and one curvature product, by tasks solved together.
 
-    python benchmarks/task_chunk.py [--threads 1] [--chunks 1 4 16]
+python benchmarks/task_chunk.py [--threads 1] [--chunks 1 4 16]
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def main() -> None:
             network = {"filters": filters, "downsample": downsample, "threads": options.threads, "chunk": chunk}
             figures = {name: round(value, 2) for name, value in measure(filters, downsample, chunk).items()}
             rows.append(network | figures)
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {options.threads} threads; ms a task\n")
+    print(
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {options.threads} threads; ms a task\n"
+    )
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
         print("| " + " | ".join(str(value) for value in row.values()) + " |")

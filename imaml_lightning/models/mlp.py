@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -33,7 +34,7 @@ class MLP(nn.Module):
         if min(widths) < 1:
             raise UsageError(f"every width of MLP must be at least 1, got {widths}")
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), activation()]
         self.layers = nn.Sequential(*layers[:-1])
 
