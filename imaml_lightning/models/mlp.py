@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ class MLP(nn.Module):
         if min(widths) < 1:
             raise UsageError(f"every width of MLP must be at least 1, got {widths}")
         layers: list[nn.Module] = []
-        for before, after in itertools.pairwise(widths):
+        for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), activation()]
         self.layers = nn.Sequential(*layers[:-1])
 
