@@ -1,0 +1,139 @@
+"""What the studies share: episodes of Omniglot, the cost of a meta-step, and files for their results."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from imaml_lightning import Episode, EpisodeDataModule, InnerObjective, InnerSolver, MetaLearner, Result, Solution
+from imaml_lightning.adaptation import Adapted
+from imaml_lightning.curvature import Curvature, GaussNewton
+from imaml_lightning.data import Omniglot
+from imaml_lightning.objective import Linearisation
+
+RESULTS = Path(__file__).parent / "results"
+
+#: Gradient evaluations that one product with the Gauss-Newton matrix or the Hessian counts for. Measured: 1.2 to 2.2
+#: (results/task_chunk_1_threads.csv).
+PRODUCT = 2
+
+
+def omniglot(query: int) -> EpisodeDataModule:
+    """5-way 1-shot episodes of the paper's split, from the folder that $IMAML_OMNIGLOT_ROOT names (or ``data``)."""
+    root = os.environ.get("IMAML_OMNIGLOT_ROOT", "data")
+    return EpisodeDataModule(Omniglot(root, download=True, splits="random"), query=query, eval_query=15)
+
+
+def evaluations(adapted: Adapted, query: int) -> float:
+    """Gradient evaluations of the support loss that one task's share of a meta-step came to, the mean over tasks.
+
+    The query set counts by its size in support sets (``query``), a curvature product for two.
+    """
+    linear = 0.0 if adapted.linear is None else adapted.linear.steps.double().mean().item()
+    return adapted.inner.steps.double().mean().item() + 1 + PRODUCT * linear + query
+
+
+def write(name: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Rows, four digits of each figure, to results/<name>.csv."""
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: short(value) for key, value in row.items()} for row in rows)
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """The rows of results/<name>.csv."""
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def short(value: object) -> object:
+    """Numbers to four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def show(rows: Sequence[Mapping[str, object]]) -> None:
+    """Rows as a Markdown table, with the machine they were measured on."""
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(str(short(value)) for value in row.values()) + " |")
+
+
+def save(figure: Figure, name: str) -> None:
+    """The picture results/<name>.png."""
+    figure.savefig(RESULTS / f"{name}.png", dpi=110)
+    print(RESULTS / f"{name}.png")
+
+
+class Tally:
+    """Counts the forward passes of a network, which are gradient evaluations in an inner solve, and products with A."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.passes = self.products = 0
+        network.register_forward_hook(self._passed)
+
+    def _passed(self, *_: object) -> None:
+        self.passes += 1
+
+    def evaluations(self) -> int:
+        """Gradient evaluations since the last call, a product counted as ``PRODUCT``."""
+        count = self.passes + PRODUCT * self.products
+        self.passes = self.products = 0
+        return count
+
+
+@dataclass(frozen=True)
+class Given(InnerSolver):
+    """φ that has been found already."""
+
+    phi: Tensor
+
+    def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
+        zero = torch.zeros(len(start), dtype=start.dtype)
+        return Solution(self.phi, zero.long() + Result.STEP_LIMIT, zero.long(), zero, zero)
+
+
+@dataclass(frozen=True)
+class Counted(Curvature):
+    """Another curvature, its products counted."""
+
+    curvature: Curvature = GaussNewton()  # noqa: RUF009 (it is immutable)
+    tally: Tally | None = None
+
+    def _product(self, at: Linearisation, u: Tensor) -> Tensor:
+        self.tally.products += 1
+        return self.curvature.product(at, u)
+
+
+def unrolled(objective: InnerObjective, lr: float, steps: int, kept: int) -> Tensor:
+    """φ ``[task, param]`` after ``steps`` steps of descent, differentiable through the last ``kept`` of them.
+
+    All of them: MAML on the proximal objective. Fewer: truncated backpropagation (Shaban et al., 2019), in which θ acts
+    through the regulariser of the steps that are kept, and no longer as the start.
+    """
+    theta, phi = objective.theta, objective.start()
+    if kept >= steps:
+        phi = phi + (theta - theta.detach())
+    for step in range(steps):
+        if step < steps - kept:
+            phi = phi - lr * objective.value_and_gradient(phi)[1]
+        else:
+            phi = phi if phi.requires_grad else phi.requires_grad_()
+            phi = phi - lr * torch.autograd.grad(objective.value(phi).sum(), phi, create_graph=True)[0]
+    return phi
+
+
+def outer_gradient(learner: MetaLearner, phi: Tensor, episode: Episode) -> Tensor:
+    """The gradient ``[param]`` of the mean query loss at ``phi [task, param]`` in all of the network's parameters."""
+    loss = learner.judge(phi, episode.query)["loss"].mean()
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(learner.network.parameters()))])

@@ -1,0 +1,268 @@
+"""Error of the meta-gradient against inner steps and products with the Hessian, where the exact one is known.
+
+    python benchmarks/synthetic.py [--problems quadratic sinusoid] [--steps 1 2 4 ... 512]
+
+The quadratic is linear regression (condition number 100), exact in closed form; the sinusoid network is the field's
+two layers of 40 (Softplus for ReLU, so that second derivatives exist), exact by dense algebra at a minimiser found to
+rounding. All in float64, errors relative in norm. Left: the inner solver varies and the linear system is solved to
+rounding. Middle: at the minimiser, the linear solver varies. Right: gradient descent with a few steps of conjugate
+gradients, as in figure 2 of Rajeswaran et al. (2019), and what differentiates through its steps, or not at all. Writes
+benchmarks/results/synthetic.csv and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from _common import Counted, Given, Tally, outer_gradient, save, unrolled, write
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.func import hessian
+
+from imaml_lightning import EpisodeDataModule, Implicit, InnerSolver, LinearSolver, MetaLearner, ProximalTerm
+from imaml_lightning.curvature import Curvature, GaussNewton, Hessian
+from imaml_lightning.data import Sinusoid
+from imaml_lightning.episode import Episode, Examples
+from imaml_lightning.inner import (
+    LBFGS,
+    Adam,
+    BacktrackingGradientDescent,
+    BarzilaiBorwein,
+    GradientDescent,
+    HeavyBall,
+    HessianFree,
+    Nesterov,
+)
+from imaml_lightning.linear import ConjugateGradient, Minres, Neumann, Nystrom, NystromPreconditioner
+from imaml_lightning.objective import InnerObjective
+
+Row = dict[str, object]
+
+
+@dataclass
+class Problem:
+    """A learner and a batch of tasks, with what is known of them exactly."""
+
+    name: str
+    learner: MetaLearner
+    episode: Episode
+    phi: Tensor  # φ* [task, param]
+    gradient: Tensor  # of the mean query loss in θ [param]
+    largest: float  # curvature of G at θ and φ*
+    condition: float  # at φ*
+
+    def error(self, gradient: Tensor) -> float:
+        return ((gradient - self.gradient).norm() / self.gradient.norm()).item()
+
+
+def dense(learner: MetaLearner, episode: Episode, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """φ* by Newton's method from ``start [task, param]``, the meta-gradient there, and the eigenvalues of all ∇²G."""
+    flat, criterion = learner.flat, learner.criterion
+    theta, strength = flat.vector().detach(), learner.adaptation.proximal.strength().detach()
+    found, gradients, spectra = [], [], []
+    for (x, y), (xq, yq), phi in zip(zip(*episode.support), zip(*episode.query), start, strict=True):
+
+        def inner(p: Tensor, x=x, y=y) -> Tensor:
+            return criterion(flat(p, x), y) + 0.5 * (strength * (p - theta).square()).sum()
+
+        for _ in range(4):
+            matrix = hessian(inner)(phi)
+            phi = phi - torch.linalg.solve(matrix, torch.func.grad(inner)(phi))
+        v = torch.func.grad(lambda p, x=xq, y=yq: criterion(flat(p, x), y))(phi)
+        found.append(phi)
+        gradients.append(strength * torch.linalg.solve(matrix, v))
+        spectra += [torch.linalg.eigvalsh(matrix), torch.linalg.eigvalsh(hessian(inner)(theta))]
+    return torch.stack(found), torch.stack(gradients).mean(0), torch.stack(spectra)
+
+
+def problem(name: str, network: nn.Module, strength: float, episode: Episode, train: Iterator[Episode]) -> Problem:
+    learner = MetaLearner(network, Implicit(proximal=ProximalTerm(strength)), nn.MSELoss()).double()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.003)
+    for batch in train:
+        optimizer.zero_grad()
+        learner.judge(learner.adapted(batch.support).phi, batch.query)["loss"].mean().backward()
+        optimizer.step()
+    objective = objective_of(learner, episode)
+    near = GradientDescent(0.01, 20_000, 1e-9).minimise(objective, objective.start()).value
+    phi, gradient, spectra = dense(learner, episode, near)
+    assert (phi - near).norm() < 1e-2 * near.norm(), "Newton's method left the minimiser of gradient descent"
+    at_minimiser = spectra[::2]
+    condition = (at_minimiser[:, -1] / at_minimiser[:, 0]).max().item()
+    return Problem(name, learner, episode, phi, gradient, spectra.max().item(), condition)
+
+
+def quadratic() -> Problem:
+    """Linear regression, 50 parameters, whose ∇²G has eigenvalues from 0.1 to 10; 4 tasks, each in a basis of its own."""
+    torch.manual_seed(0)
+    strength, size, tasks = 0.1, 50, 4
+    scale = torch.logspace(-4, math.log10(10 - strength), size, dtype=torch.float64)
+    basis = torch.linalg.qr(torch.randn(tasks, size, size, dtype=torch.float64)).Q
+    # The mean squared error of n examples has curvature 2 XᵀX / n.
+    x = basis * (scale * size / 2).sqrt().unsqueeze(1)
+    support = Examples(x @ torch.linalg.qr(torch.randn(tasks, size, size, dtype=torch.float64)).Q, None)
+    truth = torch.randn(tasks, size, 1, dtype=torch.float64)
+    query = torch.randn(tasks, size, size, dtype=torch.float64)
+    support = Examples(support.x, support.x @ truth)
+    return problem("quadratic", nn.Linear(size, 1, bias=False), strength, Episode(support, Examples(query, query @ truth)), iter(()))
+
+
+def sinusoid() -> Problem:
+    """10-shot sinusoids, after 300 meta-steps."""
+    torch.manual_seed(0)
+    data = EpisodeDataModule(Sinusoid(), shot=10, query=10)
+
+    def double(episode: Episode) -> Episode:
+        return Episode(*(Examples(e.x.double(), e.y.double()) for e in episode))
+
+    network = nn.Sequential(nn.Linear(1, 40), nn.Softplus(), nn.Linear(40, 40), nn.Softplus(), nn.Linear(40, 1))
+    train = (double(data.episode("train", 16 * step, tasks=16)) for step in range(300))
+    return problem("sinusoid network", network, 0.5, double(data.episode("test", 0, tasks=4)), train)
+
+
+def objective_of(learner: MetaLearner, episode: Episode) -> InnerObjective:
+    flat = learner.flat
+    return InnerObjective(flat, episode.support, flat.vector(), learner.adaptation.proximal, learner.criterion)
+
+
+def implicit_gradient(of: Problem, phi: Tensor, linear: LinearSolver, curvature: Curvature) -> Tensor:
+    """The meta-gradient ``[param]`` of the mean query loss, with the linear system solved at ``phi``."""
+    adaptation = Implicit(Given(phi), linear, curvature, of.learner.adaptation.proximal)
+    phi = adaptation(objective_of(of.learner, of.episode)).phi
+    return outer_gradient(of.learner, phi, of.episode)
+
+
+def inner_solvers(of: Problem, steps: int) -> dict[str, InnerSolver]:
+    lr = 1 / of.largest
+    root = math.sqrt(of.condition)
+    best = {"lr": 4 * root**2 * lr / (root + 1) ** 2, "momentum": ((root - 1) / (root + 1)) ** 2}
+    return {
+        "gradient descent": GradientDescent(lr, steps),
+        "backtracking": BacktrackingGradientDescent(1.0, steps),
+        "Barzilai-Borwein": BarzilaiBorwein(lr, steps),
+        "heavy ball": HeavyBall(**best, max_steps=steps),
+        "Nesterov": Nesterov(lr, steps),
+        "Adam": Adam(0.02, max_steps=steps),
+        "L-BFGS": LBFGS(max_steps=steps),
+        "Hessian-free": HessianFree(max_steps=max(1, steps // 12)),
+    }
+
+
+def linear_solvers(steps: int) -> dict[str, tuple[LinearSolver, Curvature]]:
+    cg = ConjugateGradient(steps, 0.0)
+    return {
+        "CG": (cg, Hessian()),
+        "CG, Gauss-Newton": (cg, GaussNewton()),
+        "CG, Nyström 10": (ConjugateGradient(steps, 0.0, NystromPreconditioner(10)), Hessian()),
+        "MINRES": (Minres(steps, 0.0), Hessian()),
+        "Nyström": (Nystrom(steps, 0.0), Hessian()),
+    }
+
+
+def inner_rows(of: Problem, grid: list[int]) -> Iterator[Row]:
+    """The linear system solved to rounding; what is left is the error of the inner solve."""
+    tally = Tally(of.learner.network)
+    objective = objective_of(of.learner, of.episode)
+    for steps in grid:
+        for method, solver in inner_solvers(of, steps).items():
+            if isinstance(solver, HessianFree):
+                solver = HessianFree(Counted(curvature=Hessian(), tally=tally), 1e-3, 10, 0.01, solver.max_steps)
+            tally.evaluations()
+            phi = solver.minimise(objective, objective.start()).value
+            work = tally.evaluations()
+            error = of.error(implicit_gradient(of, phi, Minres(400, 1e-12), Hessian()))
+            yield {"panel": "inner", "method": method, "steps": steps, "evaluations": work, "error": error}
+        rate = 1 - 1 / of.condition
+        yield {"panel": "inner", "method": "(1 − 1/κ)ᵏ", "steps": steps, "evaluations": steps, "error": rate**steps}
+        rate = 1 - 1 / math.sqrt(of.condition)
+        yield {"panel": "inner", "method": "(1 − 1/√κ)ᵏ", "steps": steps, "evaluations": steps, "error": rate**steps}
+
+
+def linear_rows(of: Problem, grid: list[int]) -> Iterator[Row]:
+    """At φ*; what is left is the error of the linear solve."""
+    tally = Tally(of.learner.network)
+    for steps in grid:
+        solvers = linear_solvers(steps) | {"Neumann": (Neumann(1.9 / of.largest, steps, 0.0), Hessian())}
+        for method, (solver, curvature) in solvers.items():
+            tally.evaluations()
+            error = of.error(implicit_gradient(of, of.phi, solver, Counted(curvature=curvature, tally=tally)))
+            products, _ = tally.products, tally.evaluations()
+            yield {"panel": "linear", "method": method, "steps": steps, "evaluations": products, "error": error}
+        root = math.sqrt(of.condition)
+        bound = 2 * root * ((root - 1) / (root + 1)) ** steps
+        yield {"panel": "linear", "method": "2√κ ((√κ−1)/(√κ+1))ᵏ", "steps": steps, "evaluations": steps, "error": bound}
+
+
+def both_rows(of: Problem, grid: list[int]) -> Iterator[Row]:
+    """Gradient descent, and every way to differentiate what it finds."""
+    lr = 1 / of.largest
+    objective = objective_of(of.learner, of.episode)
+    for steps in grid:
+        phi = GradientDescent(lr, steps).minimise(objective, objective.start()).value
+        errors = {
+            f"implicit, {cg} CG": of.error(implicit_gradient(of, phi, ConjugateGradient(cg, 0.0), Hessian()))
+            for cg in (2, 5, 10, 20)
+        }
+        for kept in (5, 20):
+            if steps > kept:
+                errors[f"truncated, {kept} steps"] = of.error(outer_gradient(of.learner, unrolled(objective, lr, steps, kept), of.episode))
+        if steps <= 256:
+            errors["MAML, unrolled"] = of.error(outer_gradient(of.learner, unrolled(objective, lr, steps, steps), of.episode))
+        theta = objective.theta
+        errors["first order"] = of.error(outer_gradient(of.learner, phi + (theta - theta.detach()), of.episode))
+        for method, error in errors.items():
+            yield {"panel": "both", "method": method, "steps": steps, "evaluations": steps, "error": error}
+
+
+PANELS = {
+    "inner": ("gradient evaluations of the inner solve", "inner solvers, exact linear solve"),
+    "linear": ("products with the Hessian", "linear solvers at the exact minimiser"),
+    "both": ("steps of gradient descent", "gradient descent, all ways to differentiate"),
+}
+
+
+def draw(axes: Axes, rows: list[Row], panel: str) -> None:
+    mine = [row for row in rows if row["panel"] == panel]
+    for method in dict.fromkeys(row["method"] for row in mine):
+        points = [(row["evaluations"], max(row["error"], 1e-14)) for row in mine if row["method"] == method]
+        theory = "κ" in method
+        style = {"color": "black", "linewidth": 0.8, "linestyle": ":" if "√" in method else "--"} if theory else {"marker": ".", "linewidth": 1.2}
+        axes.plot(*zip(*sorted(points), strict=True), label=method, **style)
+    axes.set(xscale="log", yscale="log", ylim=(1e-13, 20), xlabel=PANELS[panel][0])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, frameon=False)
+
+
+def picture(rows: list[Row]) -> Figure:
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    figure = Figure(figsize=(13, 4.2 * len(problems)), layout="constrained")
+    for line, name in zip(figure.subplots(len(problems), 3, squeeze=False), problems, strict=True):
+        for axes, panel in zip(line, PANELS, strict=True):
+            draw(axes, [row for row in rows if row["problem"] == name], panel)
+            axes.set_title(f"{name}: {PANELS[panel][1]}", fontsize=10)
+        line[0].set_ylabel("relative error of the meta-gradient")
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", nargs="+", choices=["quadratic", "sinusoid"], default=["quadratic", "sinusoid"])
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
+    parser.add_argument("--products", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96])
+    options = parser.parse_args()
+    rows: list[Row] = []
+    for name in options.problems:
+        of = {"quadratic": quadratic, "sinusoid": sinusoid}[name]()
+        print(f"{of.name}: largest curvature {of.largest:.3g}, condition number at the minimiser {of.condition:.4g}")
+        for found in (inner_rows(of, options.steps), linear_rows(of, options.products), both_rows(of, options.steps)):
+            rows += [{"problem": of.name, **row} for row in found]
+    write("synthetic", rows)
+    save(picture(rows), "synthetic")
+
+
+if __name__ == "__main__":
+    main()
