@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import wandb
 import yaml
+from jsonargparse import set_parsing_settings
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from imaml_lightning.callbacks import Pictures, PlainProgress, ProgressBar, RecordConfig
+from imaml_lightning.callbacks import PlainProgress, ProgressBar
+from imaml_lightning.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint
+from imaml_lightning.config import check_restored, peek_options
 from imaml_lightning.data import EpisodeDataModule
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import DataError, Stopped, UsageError
 from imaml_lightning.meta_learner import MetaLearner
 from imaml_lightning.report import figures_line, print_summary, write_predictions
-from imaml_lightning.run import CONFIG_KEY, RunFolder, find_checkpoint, peek_options, read_checkpoint
+from imaml_lightning.run import RunFolder
+from imaml_lightning.signals import Signals
 
 DEFAULT_NAME, DEFAULT_OUTPUT = "glyphs_5w1s", "runs"
 #: What ``fit`` trains without further options: a small network on Glyphs, for a first look in under three minutes.
@@ -48,6 +54,8 @@ _FIRST_LOOK = {
     "data.train_batches": 20,
     "data.val_episodes": 96,
 }
+#: Packages whose classes an option may name; --trust adds others. Nothing else is even imported.
+_TRUSTED = ["imaml_lightning", "torch.nn", "torch.optim", "lightning.pytorch", "lightning.fabric"]
 _TRAINER_DEFAULTS = {
     "inference_mode": False,  # adaptation differentiates, also in validation
     "use_distributed_sampler": False,  # episodes know their rank themselves
@@ -63,7 +71,20 @@ class CommandLine(LightningCLI):
 
     checkpoint: Path | None = None  # what --ckpt_path was resolved to
     saved: dict[str, Any] | None = None  # its content, read once
-    folder: RunFolder | None = None
+    run: RunFolder | None = None
+
+    def __init__(self, signals: Signals, args: ArgsType) -> None:
+        self.signals = signals
+        super().__init__(
+            MetaLearner,
+            EpisodeDataModule,
+            args=args,
+            parser_class=_Parser,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults=_TRAINER_DEFAULTS,
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", default=DEFAULT_NAME, help="Of the experiment; see --output.")
@@ -71,25 +92,30 @@ class CommandLine(LightningCLI):
         parser.add_argument(
             "--untrained", default=False, type=bool, help="Evaluate random weights, without --ckpt_path."
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "best")
-        parser.add_lightning_class_args(ModelCheckpoint, "last")
-        parser.set_defaults(
-            {
-                "best": {"filename": "best", "monitor": "val/accuracy", "mode": "max", "enable_version_counter": False},
-                "last": {"filename": "last", "every_n_train_steps": 100, "enable_version_counter": False},
-                **_FIRST_LOOK,
-            }
+        parser.add_argument(
+            "--trust",
+            help="Packages, joined by commas, whose classes may be named by class_path; on the command line only.",
         )
+        parser.add_argument("--traceback", action="store_true", help="Show where an error comes from.")
+        parser.add_argument("--best.monitor", default="val/accuracy", help="Figure by which best.ckpt is chosen.")
+        parser.add_argument("--best.mode", default="max", type=Literal["min", "max"], help="Whether less is better.")
+        parser.add_argument(
+            "--last.every_n_train_steps", default=100, type=int, help="Meta-steps from one last.ckpt to the next."
+        )
+        parser.set_defaults(_FIRST_LOOK)
         parser.link_arguments("data.way", "model.network.init_args.way")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; where a checkpoint is named, on top of the configuration that it holds."""
         given = list(sys.argv[1:] if args is None else args)
         peeked = peek_options(given)
+        trusted = [*_TRUSTED, *filter(None, peeked.pop("trust", "").split(","))]
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted)
         if "ckpt_path" in peeked and given[0] in self.subcommands():
             defaults = {"name": DEFAULT_NAME, "output": DEFAULT_OUTPUT}
-            self.checkpoint = find_checkpoint(**defaults | peeked)
-            self.saved = read_checkpoint(self.checkpoint)
+            self.checkpoint, self.saved = find_checkpoint(**defaults | peeked)
+            if CONFIG_KEY not in self.saved:
+                raise UsageError(f"checkpoint {self.checkpoint} holds no configuration: use one that fit has written")
             config = self.saved[CONFIG_KEY]
             if given[0] != "fit":
                 config = {key: config[key] for key in ("seed_everything", "name", "output", "model", "data")}
@@ -101,37 +127,80 @@ class CommandLine(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
-        if self.subcommand != "fit" and self.checkpoint is None and not options.untrained:
+        if options.last.every_n_train_steps < 1:
+            raise UsageError(f"--last.every_n_train_steps is {options.last.every_n_train_steps}: give at least 1")
+        if self.saved:
+            self._dump_config()
+            check_restored(self.saved[CONFIG_KEY], self.config_dump, resumes=self.subcommand == "fit")
+        elif self.subcommand != "fit" and not options.untrained:
             raise UsageError(
                 f"{self.subcommand} has no trained weights: give --ckpt_path (a path, best or last), "
                 "or --untrained true to evaluate random ones"
             )
 
+    def instantiate_classes(self) -> None:
+        """Build the data module, the learner and the trainer; nothing is read or written yet.
+
+        Raises:
+            UsageError: for whatever one of their constructors refuses.
+        """
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            raise _refused(error) or UsageError(
+                f"the configuration cannot be built ({_one_line(error)}): correct the option that it speaks of"
+            ) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        options = self.config_init[self.subcommand]
-        self._check_checkpoint()
-        if self.subcommand == "fit" and not options.trainer.fast_dev_run:
-            resumed = self.checkpoint.parent if self.checkpoint else None
-            self.folder = RunFolder(resumed) if resumed else RunFolder.new(options.output, options.name)
-        for keeper in (options.best, options.last):
-            # Also where nothing is kept: the folder of the checkpoint, or Lightning warns that it has changed.
-            home = self.folder.path if self.folder else self.checkpoint.parent if self.checkpoint else None
-            keeper.dirpath = str(home) if home else None
-        if options.trainer.logger in (None, True):
-            step = self.saved["global_step"] if self.saved else 0
-            kwargs["logger"] = self.folder.loggers(step, self.config_dump) if self.folder else False
+        options = self.config_init[self.subcommand].trainer
+        self.own_loggers = options.logger in (None, True)
+        if self.own_loggers:
+            kwargs["logger"] = False  # they need the run's folder, which is made when all else is in order
+        given = options.callbacks or []
+        options.callbacks = [*given, *self._progress(options)]
+        if options.enable_checkpointing is None:
+            kwargs["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in given)
         if not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
-        options.trainer.callbacks = [*(options.trainer.callbacks or []), *self._callbacks(options)]
         return super().instantiate_trainer(**kwargs)
 
-    def _callbacks(self, options: Any) -> Iterator[Callback]:
-        if options.trainer.enable_progress_bar in (None, True):
+    @staticmethod
+    def _progress(options: Any) -> Iterator[Callback]:
+        if options.enable_progress_bar in (None, True):
             yield ProgressBar(leave=False) if sys.stdout.isatty() else PlainProgress()
-        if self.folder:
-            (self.folder.path / "config.yaml").write_text(yaml.safe_dump(self.config_dump, sort_keys=False))
-            yield RecordConfig(self.config_dump)
-            yield Pictures(self.folder.path)
+
+    def after_instantiate_classes(self) -> None:
+        """See that the checkpoint fits and the data are there; only then make the run's folder."""
+        self._check_checkpoint()
+        self._prepare_data()
+        self.trainer.strategy.checkpoint_io = WholeCheckpoints()
+        if self.subcommand == "fit" and not self.trainer.fast_dev_run:
+            options = self.config_init.fit
+            self._dump_config()
+            self.run = (
+                RunFolder(self.checkpoint.parent, self.config_dump)
+                if self.checkpoint
+                else RunFolder.new(options.output, options.name, self.config_dump)
+            )
+            if self.own_loggers:
+                self.trainer.loggers = self.run.loggers(self.saved)
+            every = options.last.every_n_train_steps
+            self.trainer.callbacks += self.run.callbacks(options.best.monitor, options.best.mode, every, self.signals)
+
+    def _prepare_data(self) -> None:
+        """Put the data in place, and see that the episodes asked for can be had.
+
+        Raises:
+            DataError: they cannot be put in place.
+            UsageError: there are not as many classes or images as asked for.
+        """
+        self.datamodule.trainer = self.trainer
+        try:
+            if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # other ranks are started after this
+                self.datamodule.prepare_data()
+        except (UsageError, OSError) as error:
+            raise DataError(_one_line(error)) from error
+        self.datamodule.setup(self.subcommand)
 
     def _check_checkpoint(self) -> None:
         """Refuse a checkpoint of another architecture before anything is run or written.
@@ -156,24 +225,20 @@ class CommandLine(LightningCLI):
 
     def fit(self, model: MetaLearner, **kwargs: Any) -> None:
         """Train, then test the best checkpoint and say where everything lies."""
-        if self.folder and self.trainer.is_global_zero:
+        if self.run and self.trainer.is_global_zero:
             parameters = sum(p.numel() for p in model.network.parameters())
-            print(
-                f"{type(model.network).__name__}, {parameters:,} parameters; writing to {self.folder.path}", flush=True
-            )
+            print(f"{type(model.network).__name__}, {parameters:,} parameters; writing to {self.run.path}", flush=True)
         self.trainer.fit(model, **kwargs)
-        if self.folder is None or self.trainer.interrupted:
+        if self.run is None:
             return
-        last = self.folder.path / "last.ckpt"
-        self.trainer.save_checkpoint(last)
-        best = Path(self._get(self.config_init, "best").best_model_path or last)
+        best = self.run.best()
         metrics = self.trainer.test(model, kwargs["datamodule"], ckpt_path=best, weights_only=True, verbose=False)[0]
         if self.trainer.is_global_zero:
             print_summary(
                 {
                     "test": f"{figures_line(metrics, 'test')}, {self.datamodule.test_episodes} episodes",
                     "checkpoint": str(best),
-                    "logs, pictures": str(self.folder.path),
+                    "logs, pictures": str(self.run.path),
                     "evaluate again": f"python -m imaml_lightning test --ckpt_path {best}",
                 }
             )
@@ -211,33 +276,54 @@ class _Parser(LightningArgumentParser):
 
 
 def main(args: ArgsType = None) -> None:
-    """Run the command line; what the user can mend ends in one sentence on standard error and exit status 2."""
+    """Run the command line; the last line on standard error says what went wrong, the exit status of what kind it is.
+
+    See ``errors`` for the statuses. What the user can mend is said without a traceback, unless ``--traceback``.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own call of torch's pytree
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # ours: a run's folder
-    # Ours is meant to hold the state after the step.
-    warnings.filterwarnings("ignore", message="(?s)Using ModelCheckpoint with manual optimization")
     # jsonargparse writes the comments only if asked to.
     sys.argv[1:] = ["--print_config=comments" if arg == "--print_config" else arg for arg in sys.argv[1:]]
-    try:
-        CommandLine(
-            MetaLearner,
-            EpisodeDataModule,
-            args=args,
-            parser_class=_Parser,
-            save_config_callback=None,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            trainer_defaults=_TRAINER_DEFAULTS,
-        )
-    except (UsageError, MisconfigurationException, ValueError) as error:
-        cause: BaseException | None = error
-        while cause and not isinstance(cause, (UsageError, MisconfigurationException)):
-            cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what a constructor raises
-        if cause is None:
-            raise
+    show = "--traceback" in (sys.argv if args is None else args)
+    with Signals() as signals:
+        try:
+            CommandLine(signals, args)
+            return
+        except Stopped as stopped:
+            error, status = stopped, stopped.code
+        except Exception as fault:
+            error = _refused(fault) or fault
+            status = error.exit_status if isinstance(error, UsageError) else 1
+            if show or status == 1:
+                traceback.print_exception(fault)
+        signals.leave()
         if wandb.run is not None:
-            wandb.finish(exit_code=2)
+            wandb.finish(exit_code=status)
         wandb.teardown()  # its service would be found by processes that this one starts
-        print(f"error: {cause}", file=sys.stderr)
-        sys.exit(2)
+        signals.end_ranks()
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if first or not isinstance(error, Stopped):
+        said = (
+            _one_line(error)
+            if isinstance(error, (UsageError, Stopped))
+            else f"{type(error).__name__}: {_one_line(error)}"
+        )
+        print(f"error: {said}", file=sys.stderr, flush=True)
+    # A rank that was asked to stop has done well: Lightning kills the first rank where another one fails.
+    sys.exit(0 if isinstance(error, Stopped) and not first else status)
+
+
+def _refused(error: BaseException | None) -> UsageError | None:
+    """The refusal among an error and its causes: jsonargparse wraps what a constructor raises."""
+    while error is not None:
+        if isinstance(error, UsageError):
+            return error
+        if isinstance(error, MisconfigurationException):
+            return UsageError(_one_line(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

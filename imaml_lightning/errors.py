@@ -1,8 +1,40 @@
-"""The one exception that means "the user can mend this"."""
+"""What goes wrong in a way that the user can mend, each with the exit status of the command line.
+
+0 done, 1 a fault while running, 2 bad usage, configuration or checkpoint, 3 data, 4 diverged, 130 interrupted (Ctrl-C),
+143 terminated.
+"""
 
 
 class UsageError(Exception):
     """A bad option, file or combination: one sentence that names the thing and the remedy.
 
-    The command line prints the sentence without a traceback and exits with status 2.
+    The command line prints the sentence without a traceback.
     """
+
+    exit_status = 2
+
+
+class DataError(UsageError):
+    """Data that is missing, damaged or cannot be written."""
+
+    exit_status = 3
+
+
+class DivergedError(UsageError):
+    """Numbers that are no longer finite: training cannot go on."""
+
+    exit_status = 4
+
+
+class Stopped(SystemExit):
+    """SIGINT or SIGTERM ended the run; its number is ``signal``, the exit status 128 more.
+
+    Not an Exception, so that nothing takes it for an error and goes on.
+    """
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(128 + signal)
+        self.signal, self.message = signal, message
+
+    def __str__(self) -> str:
+        return self.message

@@ -27,13 +27,14 @@ def run(*args: str, folder: Path, timeout: float = 300) -> subprocess.CompletedP
     )
 
 
-def refused(*args: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one sentence with which the command line refuses ``args``; asserts that the exit status is 2."""
+def refused(*args: str, capsys: pytest.CaptureFixture[str], status: int = 2) -> str:
+    """The one sentence, last on standard error, with which the command line refuses ``args``; asserts the exit status."""
     from imaml_lightning.cli import main
 
     with pytest.raises(SystemExit) as caught:
         main(list(args))
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert caught.value.code == 2
-    assert len(errors) == 1
-    return errors[0]
+    lines = capsys.readouterr().err.splitlines()
+    assert caught.value.code == status
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    assert not [line for line in lines if line.startswith("Traceback")]
+    return lines[-1]

@@ -14,8 +14,8 @@ from command import CONFIGS, SMALL, refused, run
 from tiny_data import write_omniglot_root
 
 from imaml_lightning import MetaLearner
+from imaml_lightning.checkpoint import CONFIG_KEY
 from imaml_lightning.cli import main
-from imaml_lightning.run import CONFIG_KEY
 
 
 @pytest.fixture(autouse=True)
@@ -180,9 +180,19 @@ def test_missing_omniglot_says_what_to_put_where(tmp_path: Path, capsys: pytest.
     config = str(CONFIGS / "omniglot_5w1s.yaml")
     where = ["--data.source.init_args.root", str(tmp_path), "--data.source.init_args.download", "false"]
     message = refused(
-        "fit", "--config", config, *where, "--trainer.logger", "false", "--output", str(tmp_path), capsys=capsys
+        "fit",
+        "--config",
+        config,
+        *where,
+        "--trainer.logger",
+        "false",
+        "--output",
+        str(tmp_path),
+        capsys=capsys,
+        status=3,
     )
     assert "data.hdf5" in message
+    assert not list(tmp_path.iterdir())  # no run's folder
     assert str(tmp_path) in message
 
 

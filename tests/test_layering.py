@@ -15,13 +15,16 @@ INSIDE = [path for path in FILES if path != ROOT / "__init__.py"]
 
 # Each layer with those directly below it; it may import these, what lies below them, and the leaves. A layer that is
 # not named here may import the leaves. __init__ is the table of contents and may import everything.
-LEAVES = {"compat", "errors", "checks", "rows", "episode", "solution", "metrics"}
+LEAVES = {"checkpoint", "compat", "errors", "checks", "rows", "episode", "solution", "metrics"}
 BELOW: dict[str, set[str]] = {
     "__main__": {"cli"},
-    "cli": {"meta_learner", "data", "callbacks", "report", "run"},
+    "cli": {"meta_learner", "data", "callbacks", "config", "report", "run", "signals"},
     "report": set(),
-    "run": set(),
-    "callbacks": {"diagnostics", "figures", "run"},
+    "run": {"callbacks", "loggers", "signals"},
+    "callbacks": {"diagnostics", "figures", "loggers", "signals"},
+    "config": set(),
+    "loggers": set(),
+    "signals": set(),
     "figures": {"objective"},
     "evaluation": {"diagnostics", "data"},
     "uncertainty": {"diagnostics"},

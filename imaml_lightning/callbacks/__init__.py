@@ -1,8 +1,9 @@
 """Callbacks of the command line."""
 
+from imaml_lightning.callbacks.keep_last import KeepLast
 from imaml_lightning.callbacks.pictures import Pictures
 from imaml_lightning.callbacks.plain_progress import PlainProgress
 from imaml_lightning.callbacks.progress_bar import ProgressBar
-from imaml_lightning.callbacks.record_config import RecordConfig
+from imaml_lightning.callbacks.record_run import RecordRun
 
-__all__ = ["Pictures", "PlainProgress", "ProgressBar", "RecordConfig"]
+__all__ = ["KeepLast", "Pictures", "PlainProgress", "ProgressBar", "RecordRun"]

@@ -1,4 +1,4 @@
-"""RecordConfig: a checkpoint knows the configuration that made it."""
+"""RecordRun: a checkpoint knows the configuration that made it, and which rows of the log came before it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from imaml_lightning.run import CONFIG_KEY
+from imaml_lightning.checkpoint import CONFIG_KEY, ROWS_KEY
+from imaml_lightning.loggers import AppendingCSV
 
 
-class RecordConfig(Callback):
+class RecordRun(Callback):
     """Puts the whole configuration into every checkpoint, as plain types, so that one file is enough to use it again."""
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -18,3 +19,6 @@ class RecordConfig(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = self.config
+        for logger in trainer.loggers:
+            if isinstance(logger, AppendingCSV):
+                checkpoint[ROWS_KEY] = logger.rows

@@ -1,0 +1,142 @@
+"""Checkpoints: written whole or not at all, found again, and read without executing anything in them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import uuid
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor
+
+from imaml_lightning.errors import DivergedError, UsageError
+
+#: Key under which a checkpoint holds the configuration that made it, as plain types.
+CONFIG_KEY = "imaml_lightning_config"
+#: Key under which it holds the number of rows that metrics.csv had.
+ROWS_KEY = "imaml_lightning_rows"
+
+
+class WholeCheckpoints(CheckpointIO):
+    """Files that are whole under their final name whatever happens, and that hold finite numbers only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write under a temporary name in the same folder, then rename.
+
+        Raises:
+            DivergedError: a weight or the optimizer's state is not finite.
+            OSError: the disk is full or the folder cannot be written; what ``path`` held is as it was.
+        """
+        for name, tensor in _tensors({key: checkpoint.get(key) for key in ("state_dict", "optimizer_states")}):
+            if not tensor.isfinite().all():
+                raise DivergedError(
+                    f"{path} was not written, since {name} is not finite: "
+                    "go on from the checkpoint before it with lower inner and outer learning rates"
+                )
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+        try:
+            with temporary.open("xb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())  # a rename may reach the disk before the data does
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        except (OSError, RuntimeError) as error:  # torch turns an error of the disk into one of its own
+            raise OSError(f"cannot write the checkpoint {path}: make room there, then go on from it") from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: Any = True) -> dict[str, Any]:
+        """What ``path`` holds, whatever Lightning asks for: plain types and tensors only."""
+        return read_checkpoint(Path(path), map_location)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove it, if it is there."""
+        Path(path).unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what saves that were killed have left in ``folder``."""
+    for orphan in folder.glob(".*.ckpt.*.part"):
+        with contextlib.suppress(OSError):
+            orphan.unlink()
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """The plain types and tensors of a checkpoint, its checksums verified; no code in it is executed.
+
+    Raises:
+        UsageError: if the file is missing, damaged, or something other than a checkpoint of ours.
+    """
+    if not path.is_file():
+        raise UsageError(f"checkpoint {path} does not exist: give the path of a .ckpt file, or last, or best")
+    try:
+        # torch itself does not compare the checksums that it writes.
+        with zipfile.ZipFile(path) as archive:
+            # What is compressed is not of torch, and could be as large as it likes when it is not.
+            damaged = any(part.compress_type for part in archive.infolist()) or archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(damaged)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint["state_dict"]
+    except Exception as error:
+        raise UsageError(
+            f"checkpoint {path} is damaged or not a checkpoint of imaml_lightning: use another one"
+        ) from error
+    return checkpoint
+
+
+def find_checkpoint(ckpt_path: str, output: str, name: str) -> tuple[Path, dict[str, Any]]:
+    """The file that ``--ckpt_path`` means, and its content.
+
+    A path means that file alone; ``best`` or ``last`` that of the newest run of this name that has one. In place of a
+    ``last`` that is damaged comes the newest sound checkpoint of the same run, with a warning.
+
+    Raises:
+        UsageError: if there is none, or it is damaged.
+    """
+    if ckpt_path not in ("last", "best"):
+        return Path(ckpt_path), read_checkpoint(Path(ckpt_path))
+    found = [p for p in (Path(output) / name).glob(f"*/{ckpt_path}.ckpt") if p.parent.name.isdigit()]
+    if not found:
+        raise UsageError(
+            f"no {ckpt_path}.ckpt in {Path(output) / name}/*/: give --name and --output of the run, or the checkpoint's path"
+        )
+    newest = max(found, key=lambda path: int(path.parent.name))
+    try:
+        return newest, read_checkpoint(newest)
+    except UsageError as error:
+        if ckpt_path == "last":
+            others = [path for path in newest.parent.glob("*.ckpt") if path != newest]
+            for other in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
+                with contextlib.suppress(UsageError):
+                    checkpoint = read_checkpoint(other)
+                    print(f"warning: {newest} is damaged; going on from {other}", file=sys.stderr)
+                    return other, checkpoint
+        raise error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of nested containers, with the keys that lead to it."""
+    if isinstance(tree, Tensor):
+        yield name, tree
+    elif isinstance(tree, (dict, list, tuple)):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _tensors(value, f"{name}.{key}" if name else str(key))

@@ -1,0 +1,131 @@
+"""The two logs of a run: a CSV that survives a kill, and Weights & Biases that never asks and never holds up."""
+
+from __future__ import annotations
+
+import csv
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+
+from imaml_lightning.checkpoint import ROWS_KEY
+
+#: Seconds that W&B may take to start, and to upload what is left at the end.
+PATIENCE = 20
+
+
+class AppendingCSV(CSVLogger):
+    """Lightning's CSV logger, but a resumed run continues the file, and every row is on disk at once.
+
+    Args:
+        folder: that of metrics.csv.
+        checkpoint: where the run goes on; rows that it has not yet written are dropped, to be written again.
+    """
+
+    def __init__(self, folder: Path, checkpoint: dict[str, Any] | None) -> None:
+        super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
+        self._checkpoint = checkpoint
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        if self._experiment is None:
+            self._experiment = _AppendingWriter(self.log_dir, self._checkpoint)
+        return self._experiment
+
+    @property
+    def rows(self) -> int:
+        """Rows written so far (by the first rank, which writes them)."""
+        return getattr(self._experiment, "rows", 0)
+
+
+class _AppendingWriter(ExperimentWriter):
+    def __init__(self, folder: str, checkpoint: dict[str, Any] | None) -> None:
+        super().__init__(folder)
+        self.rows = 0
+        path = Path(self.metrics_file_path)
+        if path.exists():
+            kept = _rows_before(checkpoint, path) if checkpoint else []
+            path.unlink()
+            self.metrics = kept
+            self.save()
+
+    def save(self) -> None:
+        self.rows += len(self.metrics)
+        super().save()
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """Lightning's way would lose rows if it were killed between."""
+        path = Path(self.metrics_file_path)
+        temporary = path.with_suffix(".csv.part")
+        with path.open(newline="") as old, temporary.open("w", newline="") as new:
+            writer = csv.DictWriter(new, fieldnames)
+            writer.writeheader()
+            writer.writerows(csv.DictReader(old))
+        os.replace(temporary, path)
+
+    def _check_log_dir_exists(self) -> None:
+        """Lightning would delete the earlier rows here."""
+
+
+def _rows_before(checkpoint: dict[str, Any], path: Path) -> list[dict[str, str]]:
+    """The rows of ``path`` that were written before ``checkpoint``, and that of the meta-step after which it was taken.
+
+    (Lightning logs a meta-step's row after the callbacks that save.)
+    """
+    with path.open(newline="") as file:
+        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+    count = checkpoint.get(ROWS_KEY, 0)
+    step = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]
+    return rows[:count] + [row for row in rows[count : count + 1] if int(row["step"]) == step and "train/loss" in row]
+
+
+class _PatientWandb(WandbLogger):
+    """W&B, or its offline mode if the server does not answer."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        try:
+            return super().experiment
+        except wandb.Error as error:
+            print(f"warning: no W&B server ({error}); the run is logged offline", file=sys.stderr)
+            self._offline = True
+            self._wandb_init["settings"].mode = "offline"
+            self._wandb_init["resume"] = None
+            return super().experiment
+
+
+def wandb_logger(folder: Path, config: dict[str, Any]) -> WandbLogger:
+    """Online where the person is logged in and the server answers, offline otherwise, never a prompt.
+
+    The same W&B run after a resume.
+    """
+    identity = folder / "wandb_id"
+    if not identity.exists():
+        identity.write_text(f"{folder.parent.name}-{folder.name}-{secrets.token_hex(3)}")
+    offline = os.environ.get("WANDB_MODE", "") in ("offline", "disabled") or not wandb.login(prompt=False)
+    logger = _PatientWandb(
+        project="imaml_lightning",
+        name=f"{folder.parent.name}/{folder.name}",
+        id=identity.read_text(),
+        save_dir=folder,
+        offline=offline,
+        resume=None if offline else "allow",
+        config=config,
+        settings=wandb.Settings(
+            mode="offline" if offline else "online",
+            silent=True,
+            console="off",
+            init_timeout=PATIENCE,
+            finish_timeout=PATIENCE,
+        ),
+    )
+    logger._wandb_init.pop("anonymous", None)  # Lightning passes it; wandb warns that it no longer means anything
+    return logger
