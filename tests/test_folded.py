@@ -61,7 +61,9 @@ def test_autograd_goes_through_the_outputs() -> None:
 def test_linearisations_of_both_kinds_agree() -> None:
     network, phi, x = folded(NETWORKS["pooled"])
     y = torch.randint(WAY, (TASKS, EXAMPLES))
-    objective = InnerObjective(network, Examples(x, y), network.vector(), ProximalTerm().double(), nn.CrossEntropyLoss())
+    objective = InnerObjective(
+        network, Examples(x, y), network.vector(), ProximalTerm().double(), nn.CrossEntropyLoss()
+    )
     u = torch.randn_like(phi)
     graph, written = objective.linearise(phi), objective.linearise(phi, second_order=False)
     assert graph.support_gradient.requires_grad and not written.support_gradient.requires_grad
