@@ -27,9 +27,9 @@ class TracedObjective(InnerObjective):
         self.points.append(phi.detach().clone())
         return super().value_and_gradient(phi)
 
-    def linearise(self, phi: Tensor) -> Linearisation:
+    def linearise(self, phi: Tensor, second_order: bool = True) -> Linearisation:
         self.points.append(phi.detach().clone())
-        return super().linearise(phi)
+        return super().linearise(phi, second_order)
 
 
 def trace(solver: InnerSolver, objective: InnerObjective) -> Tensor:

@@ -132,7 +132,8 @@ class MetaLearner(LightningModule):
 
     def training_step(self, episode: Episode, batch_idx: int) -> None:
         began = time.perf_counter()
-        log_now = (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        every = self.trainer.log_every_n_steps  # 0: never, as in a barebones Trainer
+        log_now = every > 0 and (self.global_step + 1) % every == 0
         logs: list[dict[str, Tensor]] = []
         chunks = list(episode.chunks(self._chunk_size()))
         for number, chunk in enumerate(chunks, start=1):

@@ -23,7 +23,7 @@ class Linearisation:
     """
 
     phi: Tensor  # [task, param], a leaf
-    value: Tensor  # G [task]
+    support_loss: Tensor  # L_S [task]
     outputs: Tensor  # z [task, example, output]
     output_gradient: Tensor  # p, the shape of z, differentiable in z
     support_gradient: Tensor  # Jᵀ p [task, param]
@@ -95,51 +95,58 @@ class InnerObjective:
 
     def value_and_gradient(self, phi: Tensor) -> tuple[Tensor, Tensor]:
         """G ``[task]`` and ∇_φ G ``[task, param]``, without a graph: one gradient evaluation."""
-        if self._written_out:
-            at = self.linearise(phi, second_order=False)
-            return at.value, at.gradient.detach()
+        phi = phi.detach()
         with torch.enable_grad():
-            phi = phi.detach().requires_grad_()
-            value = self.value(phi)
-            (gradient,) = torch.autograd.grad(value.sum(), phi)
-        return value.detach(), gradient
+            if self._written_out:
+                folded = self.network.folded(phi, self.support.x)
+                loss, p = self._loss_at(folded.outputs.requires_grad_())
+                support = self.network.join(folded.cotangent(p.detach()))
+            else:
+                loss = self.support_loss(phi.requires_grad_())
+                (support,) = torch.autograd.grad(loss.sum(), phi)
+        with torch.no_grad():
+            d = phi.detach() - self.theta
+            pull = self.proximal.product(d)
+            return loss.detach() + 0.5 * (d * pull).sum(1), support + pull
 
     def gradient(self, phi: Tensor) -> Tensor:
         """∇_φ G ``[task, param]`` at ``phi``, differentiable in ``phi`` and in everything else on which G depends."""
         phi = phi if phi.requires_grad else phi.detach().requires_grad_()
         loss = task_losses(self.criterion, self.outputs(phi), self.support)
-        value = loss.sum() + self.proximal(phi, self.theta).sum()
-        return torch.autograd.grad(value, phi, create_graph=True)[0]
+        (support,) = torch.autograd.grad(loss.sum(), phi, create_graph=True)
+        return support + self.proximal.product(phi - self.theta)
 
     def linearise(self, phi: Tensor, second_order: bool = True) -> Linearisation:
         """G linearised at ``phi [task, param]``: one gradient evaluation.
 
         Without ``second_order``, ∇L_S need not be differentiable: products with J and Jᵀ are all that is asked for, and
-        a network that has them written out (``FlatNetwork.fold``) needs no graph.
+        a network that has them written out (``FlatNetwork.folded``) needs no graph.
         """
-        folded = None
-        if self._written_out and not second_order:
-            folded = self.network.folded(phi.detach(), self.support.x)
+        phi = phi.detach().requires_grad_()
         with torch.enable_grad():
-            phi = phi.detach().requires_grad_()
-            z = self.outputs(phi) if folded is None else folded.outputs.requires_grad_()
-            loss = task_losses(self.criterion, z, self.support)
-            (p,) = torch.autograd.grad(loss.sum(), z, create_graph=True)
-            if folded is None:
-                (support,) = torch.autograd.grad(z, phi, p, create_graph=True)
-                # Jᵀp is linear in p, so pulling u back to p gives J u.
-                jacobian, transpose = partial(_pull_back, support, p), partial(_pull_back, z, phi)
-            else:
+            if self._written_out and not second_order:
+                folded = self.network.folded(phi.detach(), self.support.x)
+                z = folded.outputs.requires_grad_()
+                loss, p = self._loss_at(z)
                 jacobian = lambda u: folded.tangent(self.network.split(u))  # noqa: E731
                 transpose = lambda g: self.network.join(folded.cotangent(g))  # noqa: E731
                 support = transpose(p.detach())
-            penalty = self.proximal(phi, self.theta)
-            (proximal,) = torch.autograd.grad(penalty.sum(), phi, create_graph=True)
-        value = (loss + penalty).detach()
-        return Linearisation(phi, value, z, p, support, proximal, jacobian, transpose, self._gradient_at)
+            else:
+                z = self.outputs(phi)
+                loss, p = self._loss_at(z)
+                (support,) = torch.autograd.grad(z, phi, p, create_graph=True)
+                # Jᵀp is linear in p, so pulling u back to p gives J u.
+                jacobian, transpose = partial(_pull_back, support, p), partial(_pull_back, z, phi)
+            proximal = self.proximal.product(phi - self.theta)
+        return Linearisation(phi, loss.detach(), z, p, support, proximal, jacobian, transpose, self._gradient_at)
 
     def _gradient_at(self, phi: Tensor) -> Tensor:
         return self.value_and_gradient(phi)[1]
+
+    def _loss_at(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """L_S ``[task]`` and its gradient p in the outputs z, differentiable."""
+        loss = task_losses(self.criterion, z, self.support)
+        return loss, torch.autograd.grad(loss.sum(), z, create_graph=True)[0]
 
     @property
     def _written_out(self) -> bool:

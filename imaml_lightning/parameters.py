@@ -68,7 +68,10 @@ class FlatNetwork:
 
     def join(self, parameters: Sequence[Tensor]) -> Tensor:
         """The inverse of ``split``."""
-        return torch.cat([p.flatten(1) for p in parameters], dim=1)
+        rows = parameters[0].new_empty(len(parameters[0]), sum(self.sizes))
+        for part, values in zip(self.split(rows), parameters, strict=True):
+            part.copy_(values)
+        return rows
 
     def __call__(self, vector: Tensor, x: Tensor) -> Tensor:
         """The network's outputs ``[example, output]`` at ``vector [param]`` for ``x [example, *feature]``."""

@@ -58,9 +58,14 @@ class ProximalTerm(nn.Module):
             return strength
         return strength.repeat_interleave(torch.tensor(self.repeats, device=strength.device))
 
+    def product(self, d: Tensor) -> Tensor:
+        """Λ d ``[task, param]``, with Λ = ∇²R: R is ½ dᵀΛd of the distance d = φ − θ ``[task, param]``, and ∇R is Λ d."""
+        return self.strength() * d
+
     def forward(self, phi: Tensor, theta: Tensor) -> Tensor:
         """R for each task ``[task]``, of ``phi [task, param]`` and ``theta [param]``."""
-        return 0.5 * (self.strength() * (phi - theta).square()).sum(1)
+        d = phi - theta
+        return 0.5 * (d * self.product(d)).sum(1)
 
 
 class LowRankProximalTerm(ProximalTerm):
@@ -104,9 +109,9 @@ class LowRankProximalTerm(ProximalTerm):
         factor = torch.randn(params, self.rank) * math.sqrt(self.spread * self.initial / params)
         self.factor = nn.Parameter(factor, requires_grad=self.learn)
 
-    def forward(self, phi: Tensor, theta: Tensor) -> Tensor:
-        """R for each task ``[task]``, of ``phi [task, param]`` and ``theta [param]``."""
-        return super().forward(phi, theta) + 0.5 * ((phi - theta) @ self.factor).square().sum(1)
+    def product(self, d: Tensor) -> Tensor:
+        """Λ d ``[task, param]``."""
+        return super().product(d) + (d @ self.factor) @ self.factor.T
 
 
 class NoProximalTerm(ProximalTerm):
@@ -123,6 +128,6 @@ class NoProximalTerm(ProximalTerm):
         """0, ``[1]``."""
         return self.zero
 
-    def forward(self, phi: Tensor, theta: Tensor) -> Tensor:
-        """0 for each task ``[task]``, still a function of φ."""
-        return 0 * (phi - theta).square().sum(1)
+    def product(self, d: Tensor) -> Tensor:
+        """0, still a function of d."""
+        return self.zero * d

@@ -59,5 +59,5 @@ class Adam(InnerSolver):
             m = self.beta1 * m + (1 - self.beta1) * gradient
             s = self.beta2 * s + (1 - self.beta2) * gradient.square()
             step = m / (1 - self.beta1**k) / ((s / (1 - self.beta2**k)).sqrt() + self.eps)
-            phi = torch.where(active, phi - self.lr * step, progress.good)
+            phi = progress.move(active, phi - self.lr * step)
         return progress.solution(phi)

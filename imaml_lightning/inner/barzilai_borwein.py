@@ -59,5 +59,5 @@ class BarzilaiBorwein(InnerSolver):
             # s = 0 in the first step, so that sᵀy = 0 there too.
             alpha = torch.where((sy > 0) & alpha.isfinite(), alpha, self.lr)
             s, previous = -alpha * gradient, gradient
-            phi = torch.where(active, phi + s, progress.good)
+            phi = progress.move(active, phi + s)
         return progress.solution(phi)

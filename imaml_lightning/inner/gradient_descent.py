@@ -46,5 +46,5 @@ class GradientDescent(InnerSolver):
             active = progress.see(phi, gradient)
             if progress.over:
                 break
-            phi = torch.where(active, phi - self.lr * gradient, progress.good)
+            phi = progress.move(active, torch.add(phi, gradient, alpha=-self.lr))
         return progress.solution(phi)

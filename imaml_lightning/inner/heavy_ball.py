@@ -52,5 +52,5 @@ class HeavyBall(InnerSolver):
             if progress.over:
                 break
             d = torch.where(active, self.momentum * d - self.lr * gradient, 0)
-            phi = torch.where(active, phi + d, progress.good)
+            phi = progress.move(active, phi + d)
         return progress.solution(phi)

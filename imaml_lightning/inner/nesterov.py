@@ -52,7 +52,7 @@ class Nesterov(InnerSolver):
             active = progress.see(y, gradient)
             if progress.over:
                 break
-            previous, phi = phi, torch.where(active, y - self.lr * gradient, progress.good)
+            previous, phi = phi, progress.move(active, torch.add(y, gradient, alpha=-self.lr))
             move = phi - previous
             t = torch.where(dot(gradient, move) > 0, 1.0, t)
             t, beta = _next(t)

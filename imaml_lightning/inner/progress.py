@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from imaml_lightning.rows import select
 from imaml_lightning.solution import Result, Solution
 
 
@@ -30,6 +31,10 @@ class Progress:
         self.steps = self.steps + active
         return active.unsqueeze(1)
 
+    def move(self, active: Tensor, to: Tensor) -> Tensor:
+        """``to [task, param]`` for the tasks that move on, the last good point for the others."""
+        return select(active, to, self.good)
+
     @property
     def over(self) -> bool:
         """Whether no task moves on. The answer waits for the device, so it is asked only where it can be yes early."""
@@ -45,7 +50,7 @@ class Progress:
             self._judge(phi, gradient)
         running = self.result == Result.STEP_LIMIT
         finite = phi.isfinite().all(1)
-        value = torch.where((running & finite).unsqueeze(1), phi, self.good)
+        value = select((running & finite).unsqueeze(1), phi, self.good)
         result = torch.where(running & ~finite, Result.NONFINITE, self.result)
         tolerance = torch.zeros_like(self.residual) if self.tolerance is None else self.tolerance
         return Solution(value, result, self.steps, self.residual, tolerance)
@@ -55,7 +60,7 @@ class Progress:
         if self.tolerance is None:
             self.tolerance = self.rtol * norm
         running, finite = self.result == Result.STEP_LIMIT, norm.isfinite()
-        self.good = torch.where((running & finite).unsqueeze(1), phi, self.good)
+        self.good = select((running & finite).unsqueeze(1), phi, self.good)
         self.residual = torch.where(running & finite, norm, self.residual)
         self.result = torch.where(running & (norm <= self.tolerance), Result.CONVERGED, self.result)
         self.result = torch.where(running & ~finite, Result.NONFINITE, self.result)

@@ -11,7 +11,7 @@ from imaml_lightning import checks
 from imaml_lightning.linear.base import LinearSolver, Product
 from imaml_lightning.linear.preconditioner import Preconditioner
 from imaml_lightning.linear.refine import MeasuredProduct, Sweep, refine
-from imaml_lightning.rows import dot, norm
+from imaml_lightning.rows import dot, norm, select
 from imaml_lightning.solution import Result, Solution
 
 
@@ -63,11 +63,11 @@ class ConjugateGradient(LinearSolver):
                 r_new = r - alpha * ap
                 result = torch.where(active & ~norm(r_new).isfinite(), Result.NONFINITE, result)
                 active = active & (result == Result.STEP_LIMIT)
-                u = torch.where(active, u + alpha * p, u)
-                r = torch.where(active, r_new, r)
+                u = select(active, u + alpha * p, u)
+                r = select(active, r_new, r)
                 z = inverse(r)
                 previous, rz, residual = rz, dot(r, z), norm(r)
-                p = torch.where(active, z + rz / previous * p, p)
+                p = select(active, z + rz / previous * p, p)
 
         return refine(iterate, product, rhs, start, self.max_steps, self.rtol)
 

@@ -39,7 +39,7 @@ class FoldedConv4:
             y = y.contiguous(memory_format=torch.channels_last)
         self.blocks: list[_Block] = []
         for block in self._by_block(body):
-            self.blocks.append(_Block(tasks, strided, eps, y, *(p.flatten(0, 1) for p in block)))
+            self.blocks.append(_Block(tasks, strided, eps, y, *_stacked(block, y)))
             y = self.blocks[-1].y
         self.shape = y.shape
         self.features = y.reshape(examples, tasks, -1).transpose(0, 1)
@@ -50,7 +50,7 @@ class FoldedConv4:
         *body, dweight, dbias = u
         dy = None
         for block, du in zip(self.blocks, self._by_block(body), strict=True):
-            dy = block.tangent(dy, *(d.flatten(0, 1) for d in du))
+            dy = block.tangent(dy, *_stacked(du, block.x))
         dfeatures = dy.reshape(dy.shape[0], len(dbias), -1).transpose(0, 1)
         return torch.baddbmm(dbias.unsqueeze(1), self.features, dweight.mT) + dfeatures @ self.weight.mT
 
@@ -65,6 +65,16 @@ class FoldedConv4:
 
     def _by_block(self, parameters: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         return [parameters[at : at + self.per_block] for at in range(0, len(parameters), self.per_block)]
+
+
+def _stacked(parameters: Sequence[Tensor], x: Tensor) -> list[Tensor]:
+    """Each ``[task, *shape]`` as ``[task x first, *rest]``; kernels in the memory format of ``x``, or convolution copies them."""
+    weight, *vectors = parameters
+    if x.device.type == "cpu":
+        weight = weight.permute(0, 1, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2)
+    else:
+        weight = weight.flatten(0, 1)
+    return [weight, *(v.flatten(0, 1) for v in vectors)]
 
 
 class _Block:
