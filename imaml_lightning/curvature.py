@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,9 +24,6 @@ class Curvature(ABC):
 
     damping: float = 0.0
 
-    #: Whether products need ∇L_S to be differentiable again.
-    second_order: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         checks.at_least(0, "curvature", damping=self.damping)
 
@@ -47,7 +43,7 @@ class Hessian(Curvature):
     """
 
     def _product(self, at: Linearisation, u: Tensor) -> Tensor:
-        return torch.autograd.grad(at.gradient, at.phi, u, retain_graph=True)[0]
+        return at.support_hessian(u) + at.proximal_hessian(u)
 
 
 class GaussNewton(Curvature):
@@ -57,13 +53,10 @@ class GaussNewton(Curvature):
     network is linear or the fit is perfect. A product is two passes, J and then Jᵀ: less work than a Hessian product. Source: Schraudolph (2002), "Fast curvature matrix-vector products", section 3.
     """
 
-    second_order = False
-
     def _product(self, at: Linearisation, u: Tensor) -> Tensor:
         # ∇²ℓ is symmetric, so a backward pass through p(z) applies it.
         (hju,) = torch.autograd.grad(at.output_gradient, at.outputs, at.jacobian(u), retain_graph=True)
-        (proximal,) = torch.autograd.grad(at.proximal_gradient, at.phi, u, retain_graph=True)
-        return at.transpose(hju) + proximal
+        return at.transpose(hju) + at.proximal_hessian(u)
 
 
 class FiniteDifference(Curvature):
@@ -75,8 +68,6 @@ class FiniteDifference(Curvature):
     float32, so linear solvers cannot be asked for more. Wrong across the kinks of ReLU networks. Source: Nocedal and
     Wright, section 8.1 and equation 7.10.
     """
-
-    second_order = False
 
     def _product(self, at: Linearisation, u: Tensor) -> Tensor:
         phi, length = at.phi.detach(), u.norm(dim=1, keepdim=True)
@@ -95,8 +86,7 @@ class ReleasedCode(Curvature):
     """
 
     def _product(self, at: Linearisation, u: Tensor) -> Tensor:
-        (support,) = torch.autograd.grad(at.support_gradient, at.phi, u, retain_graph=True)
-        (strength,) = torch.autograd.grad(at.proximal_gradient, at.phi, torch.ones_like(u), retain_graph=True)
+        strength = at.proximal_hessian(torch.ones_like(u))
         if (strength != strength[:, :1]).any():
             raise UsageError("curvature ReleasedCode needs one λ for the network: set proximal.per to network")
-        return strength * (2 * u + support / (strength + 10))
+        return strength * (2 * u + at.support_hessian(u) / (strength + 10))

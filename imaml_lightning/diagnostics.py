@@ -27,9 +27,9 @@ class TracedObjective(InnerObjective):
         self.points.append(phi.detach().clone())
         return super().value_and_gradient(phi)
 
-    def linearise(self, phi: Tensor, second_order: bool = True) -> Linearisation:
+    def linearise(self, phi: Tensor) -> Linearisation:
         self.points.append(phi.detach().clone())
-        return super().linearise(phi, second_order)
+        return super().linearise(phi)
 
 
 def trace(solver: InnerSolver, objective: InnerObjective) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from imaml_lightning.episode import Examples
-from imaml_lightning.parameters import FlatNetwork, per_task
+from imaml_lightning.parameters import FlatNetwork, Folded, per_task
 from imaml_lightning.proximal import ProximalTerm
 
 
@@ -27,14 +27,16 @@ class Linearisation:
     outputs: Tensor  # z [task, example, output]
     output_gradient: Tensor  # p, the shape of z, differentiable in z
     support_gradient: Tensor  # Jᵀ p [task, param]
-    proximal_gradient: Tensor  # ∇R [task, param], differentiable in φ, θ and λ
+    proximal_gradient: Tensor  # ∇R [task, param], differentiable in θ and λ
     jacobian: Callable[[Tensor], Tensor]  # u ↦ J u
     transpose: Callable[[Tensor], Tensor]  # g ↦ Jᵀ g
+    support_hessian: Callable[[Tensor], Tensor]  # u ↦ ∇²L_S u
+    proximal_hessian: Callable[[Tensor], Tensor]  # u ↦ ∇²R u
     gradient_at: Callable[[Tensor], Tensor]  # ∇_φ G at other points, without a graph
 
     @cached_property
     def gradient(self) -> Tensor:
-        """∇_φ G ``[task, param]``: differentiable in θ and λ; if of second order, in all on which G depends."""
+        """∇_φ G ``[task, param]``: differentiable in every meta-parameter on which G depends."""
         with torch.enable_grad():
             return self.support_gradient + self.proximal_gradient
 
@@ -116,29 +118,38 @@ class InnerObjective:
         (support,) = torch.autograd.grad(loss.sum(), phi, create_graph=True)
         return support + self.proximal.product(phi - self.theta)
 
-    def linearise(self, phi: Tensor, second_order: bool = True) -> Linearisation:
+    def linearise(self, phi: Tensor) -> Linearisation:
         """G linearised at ``phi [task, param]``: one gradient evaluation.
 
-        Without ``second_order``, ∇L_S need not be differentiable: products with J and Jᵀ are all that is asked for, and
-        a network that has them written out (``FlatNetwork.folded``) needs no graph.
+        Products come by autograd from one graph, which is kept, or from the network that has them written out.
         """
         phi = phi.detach().requires_grad_()
         with torch.enable_grad():
-            if self._written_out and not second_order:
+            if self._written_out:
                 folded = self.network.folded(phi.detach(), self.support.x)
                 z = folded.outputs.requires_grad_()
                 loss, p = self._loss_at(z)
-                jacobian = lambda u: folded.tangent(self.network.split(u))  # noqa: E731
-                transpose = lambda g: self.network.join(folded.cotangent(g))  # noqa: E731
-                support = transpose(p.detach())
+                products = _WrittenOut(self.network, folded, z, p)
+                support = self.network.join(folded.cotangent(p.detach(), keep=True))
             else:
                 z = self.outputs(phi)
                 loss, p = self._loss_at(z)
                 (support,) = torch.autograd.grad(z, phi, p, create_graph=True)
-                # Jᵀp is linear in p, so pulling u back to p gives J u.
-                jacobian, transpose = partial(_pull_back, support, p), partial(_pull_back, z, phi)
+                products = _ByAutograd(phi, z, p, support)
             proximal = self.proximal.product(phi - self.theta)
-        return Linearisation(phi, loss.detach(), z, p, support, proximal, jacobian, transpose, self._gradient_at)
+        return Linearisation(
+            phi,
+            loss.detach(),
+            z,
+            p,
+            support,
+            proximal,
+            products.jacobian,
+            products.transpose,
+            products.support_hessian,
+            lambda u: self.proximal.product(u).detach(),
+            self._gradient_at,
+        )
 
     def _gradient_at(self, phi: Tensor) -> Tensor:
         return self.value_and_gradient(phi)[1]
@@ -170,6 +181,40 @@ def task_losses(criterion: nn.Module, outputs: Tensor, examples: Examples) -> Te
         return criterion(z, torch.where(real, y, z)) * (real.numel() / real.sum())
 
     return per_task(over_real, outputs, examples.y)
+
+
+class _ByAutograd:
+    """Products from the graph of ∇L_S = Jᵀ p."""
+
+    def __init__(self, phi: Tensor, z: Tensor, p: Tensor, support: Tensor) -> None:
+        self.phi, self.z, self.p, self.support = phi, z, p, support
+
+    def jacobian(self, u: Tensor) -> Tensor:
+        # Jᵀp is linear in p, so its gradient in p along u is J u.
+        return _pull_back(self.support, self.p, u)
+
+    def transpose(self, g: Tensor) -> Tensor:
+        return _pull_back(self.z, self.phi, g)
+
+    def support_hessian(self, u: Tensor) -> Tensor:
+        return _pull_back(self.support, self.phi, u)
+
+
+class _WrittenOut:
+    """Products from the network's own passes."""
+
+    def __init__(self, network: FlatNetwork, folded: Folded, z: Tensor, p: Tensor) -> None:
+        self.network, self.folded, self.z, self.p = network, folded, z, p
+
+    def jacobian(self, u: Tensor) -> Tensor:
+        return self.folded.tangent(self.network.split(u))
+
+    def transpose(self, g: Tensor) -> Tensor:
+        return self.network.join(self.folded.cotangent(g))
+
+    def support_hessian(self, u: Tensor) -> Tensor:
+        dp = _pull_back(self.p, self.z, self.jacobian(u))
+        return self.network.join(self.folded.bend(dp))
 
 
 def _pull_back(y: Tensor, x: Tensor, g: Tensor) -> Tensor:

@@ -14,15 +14,18 @@ from imaml_lightning.errors import UsageError
 
 
 class Folded(Protocol):
-    """A network at one point, evaluated for many tasks at once, with its Jacobian J = ∂outputs/∂parameters as products."""
+    """A network at one point, evaluated for many tasks at once, with its derivatives; J = ∂outputs/∂parameters."""
 
     outputs: Tensor  # [task, example, output]
 
     def tangent(self, u: Sequence[Tensor]) -> Tensor:
         """J u ``[task, example, output]``; ``u`` shaped as the parameters, ``[task, *shape]`` each."""
 
-    def cotangent(self, g: Tensor) -> list[Tensor]:
-        """Jᵀ g, shaped as the parameters."""
+    def cotangent(self, g: Tensor, keep: bool = False) -> list[Tensor]:
+        """Jᵀ g, shaped as the parameters; ``keep`` it for ``bend``."""
+
+    def bend(self, dg: Tensor) -> list[Tensor]:
+        """The change of the Jᵀ g that was kept, along the last ``tangent``'s u, when g changes by ``dg``."""
 
 
 class FlatNetwork:

@@ -39,7 +39,7 @@ class LazilyCertified(Adapted):
 
     @cached_property
     def _certificate(self) -> tuple[Solution, Tensor]:
-        at = self._objective.linearise(self._solution.value, second_order=False)
+        at = self._objective.linearise(self._solution.value)
         return self._solution.certified(at.gradient.detach().norm(dim=1)), at.stationarity()
 
     @property

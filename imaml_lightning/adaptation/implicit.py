@@ -50,7 +50,7 @@ class Implicit(Adaptation):
     def forward(self, objective: InnerObjective) -> Adapted:
         with torch.no_grad():
             solution = self.inner_solver.minimise(objective, objective.start())
-        at = objective.linearise(solution.value, second_order=self.curvature.second_order)
+        at = objective.linearise(solution.value)
         inner = solution.certified(at.gradient.detach().norm(dim=1))
         adapted = Adapted(inner.value, inner, stationarity=at.stationarity())
         if torch.is_grad_enabled():

@@ -65,7 +65,7 @@ class HessianFree(InnerSolver):
             active = progress.see(at.phi, at.gradient)
             if not active.any():
                 break
-            local = objective.linearise(at.phi, second_order=self.curvature.second_order)
+            local = objective.linearise(at.phi)
             d = cg.solve(self._damped(local, mu), torch.where(active, -at.gradient, 0)).value
             d = torch.where((d == 0).all(1, keepdim=True), -at.gradient, d)
             before, slope = at, dot(at.gradient, d)

@@ -1,8 +1,8 @@
-"""Conv4 on many tasks at once: tasks folded into channels, and its Jacobian products written out.
+"""Conv4 on many tasks at once: tasks folded into channels, and its derivatives written out.
 
 ``torch.func.vmap`` copies activations between every two layers, and autograd's second derivatives compute gradients
-that a Jacobian product has no use for. Here the tasks of a chunk are the groups of one grouped convolution from end to
-end, and J u and Jᵀ g are passes of their own over what the forward pass has left behind.
+that nobody asked for. Here the tasks of a chunk are the groups of one grouped convolution from end to end, and J u, Jᵀ g
+and the change of Jᵀ g along u are passes of their own over what earlier passes have left behind.
 """
 
 from __future__ import annotations
@@ -47,20 +47,34 @@ class FoldedConv4:
 
     def tangent(self, u: Sequence[Tensor]) -> Tensor:
         """J u ``[task, example, way]`` for a direction ``u`` shaped as the parameters."""
-        *body, dweight, dbias = u
+        *body, self.dweight, dbias = u
         dy = None
         for block, du in zip(self.blocks, self._by_block(body), strict=True):
             dy = block.tangent(dy, *_stacked(du, block.x))
-        dfeatures = dy.reshape(dy.shape[0], len(dbias), -1).transpose(0, 1)
-        return torch.baddbmm(dbias.unsqueeze(1), self.features, dweight.mT) + dfeatures @ self.weight.mT
+        self.dfeatures = dy.reshape(dy.shape[0], len(dbias), -1).transpose(0, 1)
+        return torch.baddbmm(dbias.unsqueeze(1), self.features, self.dweight.mT) + self.dfeatures @ self.weight.mT
 
-    def cotangent(self, g: Tensor) -> list[Tensor]:
-        """Jᵀ g, shaped as the parameters, for ``g [task, example, way]``."""
-        gradients = [g.mT @ self.features, g.sum(1)]
-        gy = (g @ self.weight).transpose(0, 1).reshape(self.shape)
-        for number, block in reversed(list(enumerate(self.blocks))):
-            gy, parameters = block.cotangent(gy, to_input=number > 0)
-            gradients = [p.unflatten(0, (len(g), -1)) for p in parameters] + gradients
+    def cotangent(self, g: Tensor, keep: bool = False) -> list[Tensor]:
+        """Jᵀ g, shaped as the parameters, for ``g [task, example, way]``; ``keep`` it for ``bend``."""
+        head = [g.mT @ self.features, g.sum(1)]
+        if keep:
+            self.g = g
+        return self._walk_back(g @ self.weight, head, lambda block, gy, last: block.cotangent(gy, last, keep))
+
+    def bend(self, dg: Tensor) -> list[Tensor]:
+        """The change of Jᵀ g along u, when g changes by ``dg``: of the last ``cotangent`` kept, along the last ``tangent``.
+
+        With g = ∂ℓ/∂z and dg = ∇²ℓ J u this is a product with the Hessian. Source: Pearlmutter (1994), "Fast exact
+        multiplication by the Hessian".
+        """
+        head = [dg.mT @ self.features + self.g.mT @ self.dfeatures, dg.sum(1)]
+        return self._walk_back(dg @ self.weight + self.g @ self.dweight, head, _Block.bend)
+
+    def _walk_back(self, gfeatures: Tensor, gradients: list[Tensor], step) -> list[Tensor]:
+        gy = gfeatures.transpose(0, 1).reshape(self.shape)
+        for block in reversed(self.blocks):
+            gy, parameters = step(block, gy, block is not self.blocks[0])
+            gradients = [p.unflatten(0, (len(gfeatures), -1)) for p in parameters] + gradients
         return gradients
 
     def _by_block(self, parameters: Sequence[Tensor]) -> list[Sequence[Tensor]]:
@@ -87,17 +101,19 @@ class _Block:
         self, tasks: int, strided: bool, eps: float | None, x: Tensor, weight: Tensor, bias: Tensor, *affine: Tensor
     ) -> None:
         self.tasks, self.strided, self.eps = tasks, strided, eps
-        self.x, self.weight, self.affine = x, weight, affine
+        self.x, self.weight = x, weight
         self.convolved = self._convolution(x, weight, bias)
         pooled = self.convolved
         if not strided:
             pooled, self.chosen = max_pool2d(self.convolved, 2, return_indices=True)
         self.activated = self.y = pooled.relu()
         if eps is not None:
+            self.scale = affine[0]
             self.y, self.mean, self.rstd = self._norm(*affine)
 
     def tangent(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor, *daffine: Tensor) -> Tensor:
         """The change of y with the input (None: an image, which does not change) and the parameters."""
+        self.dx, self.dweight = dx, dweight
         dy = self._convolution(self.x, dweight, dbias)
         if dx is not None:
             dy += self._convolution(dx, self.weight, None)
@@ -106,22 +122,50 @@ class _Block:
         dy = dy * active if self.strided else avg_pool2d(dy * self._unpooled(4 * active), 2)
         if self.eps is None:
             return dy
-        # The Jacobian of normalisation in its input is symmetric (a projection, scaled), so its transpose serves.
-        return self._norm_backward(dy, [True, False, False])[0] + self._norm(*daffine)[0]
+        # With x̂ the normalised input: the Jacobian ∂x̂/∂input is symmetric, so its transpose gives the change of x̂.
+        self.dnormal, self.along, _ = self._norm_backward(dy, None)
+        self.dscale = daffine[0]
+        return _each(self.scale) * self.dnormal + self._norm(*daffine)[0]
 
-    def cotangent(self, g: Tensor, to_input: bool) -> tuple[Tensor | None, list[Tensor]]:
+    def cotangent(self, g: Tensor, to_input: bool, keep: bool) -> tuple[Tensor | None, list[Tensor]]:
         """Gradients to the input, if asked for, and to the parameters."""
         affine: list[Tensor] = []
         if self.eps is not None:
-            g, *affine = self._norm_backward(g, [True, True, True])
-        g = _aten.threshold_backward(g, self.activated, 0)
-        if not self.strided:
-            g = self._unpooled(g)
-        gx, *convolution = _aten.convolution_backward(
-            g, self.x, self.weight, [self.weight.shape[0]], [self.stride] * 2, [1, 1], [1, 1], False, [0, 0],
-            self.tasks, [to_input, True, True],
-        )  # fmt: skip
+            if keep:
+                self.g_y = g
+            g, *affine = self._norm_backward(g, self.scale)
+        g = self._through_activation(g)
+        if keep:
+            self.g_convolved = g
+        gx, *convolution = self._convolution_backward(g, self.x, self.weight, [to_input, True, True])
         return gx, convolution + affine
+
+    def bend(self, dg: Tensor, to_input: bool) -> tuple[Tensor | None, list[Tensor]]:
+        """The changes of what ``cotangent`` gave."""
+        affine: list[Tensor] = []
+        if self.eps is not None:
+            dg, *affine = self._norm_bend(dg)
+        dg = self._through_activation(dg)
+        gx, gweight, gbias = self._convolution_backward(dg, self.x, self.weight, [to_input, True, True])
+        if to_input:
+            more = self._convolution_backward(self.g_convolved, self.dx, self.dweight, [True, True, False])
+            gx, gweight = gx + more[0], gweight + more[1]
+        return gx, [gweight, gbias, *affine]
+
+    def _norm_bend(self, dg: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The changes of the gradients that normalisation gives, to its input, scale and shift.
+
+        Its input gets scale · b, b = r (g − mean g − x̂ mean g x̂), r one over the deviation; r changes by −r² mean(x̂ · d input).
+        """
+        count = dg.numel() // dg.shape[1]
+        b, along_g, _ = self._norm_backward(self.g_y, None)
+        db, dscale, dshift = self._norm_backward(dg, None)
+        bent = _channel_sum(self.g_y * self.dnormal)
+        normal = self._norm(None, None)[0]
+        db = db - _each(self.rstd) / count * (
+            _each(self.along) * b + _each(along_g) * self.dnormal + _each(bent) * normal
+        )
+        return _each(self.scale) * db + _each(self.dscale) * b, dscale + bent, dshift
 
     @property
     def stride(self) -> int:
@@ -130,16 +174,37 @@ class _Block:
     def _convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return conv2d(x, weight, bias, self.stride, padding=1, groups=self.tasks)
 
+    def _convolution_backward(
+        self, g: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        return _aten.convolution_backward(
+            g, x, weight, [weight.shape[0]], [self.stride] * 2, [1, 1], [1, 1], False, [0, 0], self.tasks, mask
+        )
+
+    def _through_activation(self, g: Tensor) -> Tensor:
+        g = _aten.threshold_backward(g, self.activated, 0)
+        return g if self.strided else self._unpooled(g)
+
     def _unpooled(self, g: Tensor) -> Tensor:
         """Each value of ``g`` at the pixel that max pooling chose, 0 elsewhere."""
         return _aten.max_pool2d_with_indices_backward(
             g, self.convolved, [2, 2], [2, 2], [0, 0], [1, 1], False, self.chosen
         )
 
-    def _norm(self, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _norm(self, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         return _aten.native_batch_norm(self.activated, scale, shift, None, None, True, 0.0, self.eps)
 
-    def _norm_backward(self, g: Tensor, mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    def _norm_backward(self, g: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients to the input, to the scale (Σ g x̂) and to the shift (Σ g)."""
         return _aten.native_batch_norm_backward(
-            g, self.activated, self.affine[0], None, None, self.mean, self.rstd, True, self.eps, mask
+            g, self.activated, scale, None, None, self.mean, self.rstd, True, self.eps, [True, True, True]
         )
+
+
+def _each(channels: Tensor) -> Tensor:
+    """One number a channel, to be broadcast over examples, height and width."""
+    return channels[:, None, None]
+
+
+def _channel_sum(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).flatten(0, 2).sum(0)
