@@ -52,8 +52,8 @@ def test_no_more_passes_than_needed(tasks: int, steps: int, products: int, monke
     # One for every inner step, one where the gradient is linearised, one on the query set; products add none.
     assert len(forwards) == steps + 2
     assert len(noted) == products
-    # Linearising takes three (to the outputs, from there to φ, and the regulariser's); the last is the pull-back.
-    assert len(backwards) == steps + 3 + products + 1
+    # Linearising takes two (to the outputs, and from there to φ); the last is the pull-back.
+    assert len(backwards) == steps + 2 + products + 1
 
 
 def test_evaluation_keeps_no_graph_and_needs_no_linear_solve() -> None:

@@ -89,10 +89,21 @@ class Scaled(Conv4):
         return 2 * super().forward(x)
 
 
+def hooked() -> Conv4:
+    network = Conv4(filters=4)
+    network.head.register_forward_hook(lambda module, inputs, outputs: 2 * outputs)
+    return network
+
+
 @pytest.mark.parametrize(
     ("network", "adapt"),
-    [(Scaled(filters=4), ("*",)), (Conv4(filters=4, norm="group"), ("*",)), (Conv4(filters=4), ("head.*",))],
-    ids=["subclass", "group_norm", "head_only"],
+    [
+        (Scaled(filters=4), ("*",)),
+        (hooked(), ("*",)),
+        (Conv4(filters=4, norm="group"), ("*",)),
+        (Conv4(filters=4), ("head.*",)),
+    ],
+    ids=["subclass", "hooked", "group_norm", "head_only"],
 )
 def test_other_networks_take_the_general_route(network: nn.Module, adapt: tuple[str]) -> None:
     flat = FlatNetwork(network, adapt)

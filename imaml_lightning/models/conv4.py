@@ -82,10 +82,10 @@ class Conv4(nn.Module):
     @property
     def fold(self) -> Callable[[Sequence[Tensor], Tensor], FoldedConv4] | None:
         """The network on many tasks at once, of parameters ``[task, *shape]`` in the module's order and images
-        ``[task, example, channel, height, width]``; None with group normalisation and for a subclass, whose layers may
-        be others.
+        ``[task, example, channel, height, width]``; None with group normalisation, for a subclass, whose layers may be
+        others, and where forward hooks wait to be called.
         """
-        if type(self) is not Conv4 or self.norm == "group":
+        if type(self) is not Conv4 or self.norm == "group" or any(m._forward_hooks for m in self.modules()):
             return None
         eps = self.body[0].norm.eps if self.norm == "batch" else None
         return lambda parameters, x: FoldedConv4(parameters, x, self.strided, eps)
