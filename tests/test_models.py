@@ -151,5 +151,8 @@ def test_learned_loss_starts_as_its_base_and_knows_no_class_by_number(kind: str)
     order = torch.tensor([2, 0, 1])
     turned = order.argsort()[y] if kind == "classes" else y[:, order]
     torch.testing.assert_close(loss(z[:, order], turned), loss(z, y))
+    if kind == "classes":  # padding counts for nothing
+        padded = torch.cat([z, torch.randn(2, 3)]), torch.cat([y, torch.tensor([-100, -100])])
+        torch.testing.assert_close(loss(*padded), loss(z, y))
     with pytest.raises(UsageError, match="hidden"):
         LearnedLoss(base, hidden=0)
