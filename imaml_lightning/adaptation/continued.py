@@ -49,11 +49,13 @@ class Continued(Unrolled):
             return self._adapted(phi, 0, objective, [])
         if tasks > 1:
             raise UsageError(f"Continued trains on one task at a time, got {tasks}: set --data.tasks 1")
+        # Without anything to learn the steps need no graph.
+        exact = any(p.requires_grad for p in self.parameters())
         state = self._start(phi)
         for number in range(self.steps):
             batch = Examples(*(part[:, number :: self.steps] for part in objective.support))
             here = InnerObjective(objective.network, batch, theta, objective.proximal, objective.criterion)
-            phi, state = self._walk(here, range(number, number + 1), True, phi, state)
+            phi, state = self._walk(here, range(number, number + 1), exact, phi, state)
         self.end = phi.detach(), {name: value.detach() for name, value in state.items()}
         return self._adapted(phi, self.steps, objective, [])
 
