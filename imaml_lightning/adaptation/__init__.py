@@ -1,10 +1,21 @@
 """Adaptations: the members of the MAML family."""
 
 from imaml_lightning.adaptation.base import Adaptation, Adapted, LazilyCertified
+from imaml_lightning.adaptation.continued import Continued
 from imaml_lightning.adaptation.first_order import FirstOrder
 from imaml_lightning.adaptation.implicit import Implicit
 from imaml_lightning.adaptation.maml_plus_plus import MAMLPlusPlus
 from imaml_lightning.adaptation.reptile import Reptile
 from imaml_lightning.adaptation.unrolled import Unrolled
 
-__all__ = ["Adaptation", "Adapted", "FirstOrder", "Implicit", "LazilyCertified", "MAMLPlusPlus", "Reptile", "Unrolled"]
+__all__ = [
+    "Adaptation",
+    "Adapted",
+    "Continued",
+    "FirstOrder",
+    "Implicit",
+    "LazilyCertified",
+    "MAMLPlusPlus",
+    "Reptile",
+    "Unrolled",
+]

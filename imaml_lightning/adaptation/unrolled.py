@@ -90,10 +90,7 @@ class Unrolled(Adaptation):
             else:
                 phi, state = walk(phi, state)
             path.append(phi)
-        taken = torch.full_like(phi[:, 0], steps, dtype=torch.int64)
-        unsolved, unknown = torch.full_like(taken, Result.STEP_LIMIT), torch.full_like(phi[:, 0].detach(), torch.nan)
-        solution = Solution(phi.detach(), unsolved, taken, unknown, torch.zeros_like(unknown))
-        return LazilyCertified(phi, solution, objective, path)
+        return self._adapted(phi, steps, objective, path)
 
     def exact_steps(self) -> int:
         """How many of the last steps are differentiated exactly."""
@@ -114,6 +111,12 @@ class Unrolled(Adaptation):
                 )
             self.get_buffer(f"outer_{name}").copy_(torch.cat([each[name].flatten() for each in memory]))
         self.outer_steps += 1
+
+    def _adapted(self, phi: Tensor, steps: int, objective: InnerObjective, path: Sequence[Tensor]) -> Adapted:
+        taken = torch.full_like(phi[:, 0], steps, dtype=torch.int64)
+        unsolved, unknown = torch.full_like(taken, Result.STEP_LIMIT), torch.full_like(phi[:, 0].detach(), torch.nan)
+        solution = Solution(phi.detach(), unsolved, taken, unknown, torch.zeros_like(unknown))
+        return LazilyCertified(phi, solution, objective, path)
 
     def _segments(self, exact_from: int, steps: int) -> list[range]:
         """The steps in consecutive parts; φ at the end of each is kept, and with ``checkpoint`` nothing between."""

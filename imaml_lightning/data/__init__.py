@@ -9,6 +9,7 @@ from imaml_lightning.data.datamodule import EpisodeDataModule, as_float
 from imaml_lightning.data.glyphs import Glyphs
 from imaml_lightning.data.image_folder import ImageFolder
 from imaml_lightning.data.omniglot import Omniglot
+from imaml_lightning.data.one_problem import OneProblem
 from imaml_lightning.data.sinusoid import Sinusoid
 from imaml_lightning.data.tasks import Tasks, TaskTable
 
@@ -25,6 +26,7 @@ __all__ = [
     "Glyphs",
     "ImageFolder",
     "Omniglot",
+    "OneProblem",
     "Sinusoid",
     "Split",
     "TaskTable",

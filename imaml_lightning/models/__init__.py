@@ -1,7 +1,10 @@
 """Networks, of which any other nn.Module may take the place, and a learned loss."""
 
 from imaml_lightning.models.conv4 import Conv4
+from imaml_lightning.models.densenet import DenseNet
 from imaml_lightning.models.learned_loss import LearnedLoss
 from imaml_lightning.models.mlp import MLP
+from imaml_lightning.models.resnet import ResNet
+from imaml_lightning.models.vgg import VGG
 
-__all__ = ["MLP", "Conv4", "LearnedLoss"]
+__all__ = ["MLP", "VGG", "Conv4", "DenseNet", "LearnedLoss", "ResNet"]
