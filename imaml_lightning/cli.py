@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from imaml_lightning import commands
 from imaml_lightning.callbacks import PlainProgress, ProgressBar
 from imaml_lightning.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint
 from imaml_lightning.config import check_restored, peek_options
@@ -288,7 +289,8 @@ def main(args: ArgsType = None) -> None:
     show = "--traceback" in (sys.argv if args is None else args)
     with Signals() as signals:
         try:
-            CommandLine(signals, args)
+            if not commands.run(sys.argv[1:] if args is None else args):
+                CommandLine(signals, args)
             return
         except Stopped as stopped:
             error, status = stopped, stopped.code

@@ -39,7 +39,7 @@ class Tasks(EpisodeSource):
         self._names: dict[Split, list[str]] = {}
         self._take({split: [_rows(x, y) for x, y in pairs] for split, pairs in tasks.items()})
 
-    def _take(self, tasks: Mapping[Split, list[Rows]]) -> None:
+    def _take(self, tasks: dict[Split, list[Rows]]) -> None:
         self._tasks = tasks
         for split in SPLITS:
             if not tasks.get(split):
@@ -56,6 +56,10 @@ class Tasks(EpisodeSource):
                 raise UsageError(
                     f"Task {name} cannot be divided: it needs two rows (of one class); give more, or drop it."
                 )
+
+    def rows(self, split: Split) -> list[Rows]:
+        """The tasks of a split."""
+        return self._tasks[split]
 
     def check(self, split: Split, way: int, shot: int, query: int) -> None:
         if self.task == "classification" and way != self.classes:
@@ -207,15 +211,18 @@ def row_splits(
         UsageError: a cell that names no split, or a unit (a task, a class) in two splits or two groups.
     """
     keeper = split_column or group_column
-    owner = dict(zip(units, column(table, keeper, path) if keeper else units, strict=True))
-    if keeper:
-        for row, (unit, cell) in enumerate(zip(units, column(table, keeper, path), strict=True), start=2):
-            if owner[unit] != cell:
+    owner: dict[str, str] = {}
+    for row, (unit, cell) in enumerate(
+        zip(units, column(table, keeper, path) if keeper else units, strict=True), start=2
+    ):
+        if keeper:
+            if owner.get(unit, cell) != cell:
                 raise UsageError(
                     f"{path}, row {row}: {unit} is in {cell} and in {owner[unit]} of column {keeper}; choose one."
                 )
             if split_column and cell not in SPLITS:
                 raise UsageError(f"{path}, row {row}: {cell!r} in column {keeper} is none of train, val and test.")
+        owner[unit] = cell
     if split_column:
         return np.array([owner[unit] for unit in units])
     drawn = draw_split(list(owner.values()), fractions, split_seed)
