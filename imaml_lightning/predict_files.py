@@ -70,7 +70,7 @@ def predict_files(
         print(
             f"units            errors above are in units of the training target's deviation, {saved[0]['scaler']['scale'][0]:.4g}"
         )
-    print(f"predictions      {len(index)} in {predictions}")
+    print(f"predictions      {len(asked)} in {predictions}")
     return predictor
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.meta_learner import MetaLearner
-from imaml_lightning.objective import per_task, task_losses
+from imaml_lightning.objective import task_losses
 
 _BLOCK = 256  # query examples that go through the network at once
 _HELD_OUT = 100  # most examples that are left out in turn
@@ -157,7 +157,7 @@ class Predictor:
                 for at, losses in ((learner.flat.vector()[None], before), (phi, after)):
                     examples = self._examples(learner)
                     losses.append(
-                        task_losses(learner.criterion, per_task(learner.flat, at, examples.x), examples).item()
+                        task_losses(learner.criterion, learner.flat.tasks(at, examples.x), examples).item()
                     )
         left_out, baseline = self._leave_one_out()
         return AdaptationReport(
@@ -244,7 +244,7 @@ class Predictor:
         for learner in self.learners:
             try:
                 with torch.random.fork_rng(devices=[]):
-                    outputs = per_task(learner.flat, learner.flat.vector()[None], self._examples(learner).x).shape[-1]
+                    outputs = learner.flat.tasks(learner.flat.vector()[None], self._examples(learner).x).shape[-1]
             except RuntimeError as error:
                 shape = tuple(self.support.shape[1:])
                 raise UsageError(
