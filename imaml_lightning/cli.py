@@ -202,6 +202,7 @@ class CommandLine(LightningCLI):
         except (UsageError, OSError) as error:
             raise DataError(_one_line(error)) from error
         self.datamodule.setup(self.subcommand)
+        self.datamodule.check_network(self.model)
 
     def _check_checkpoint(self) -> None:
         """Refuse a checkpoint of another architecture before anything is run or written.

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from jsonargparse import ArgumentParser
 
+from imaml_lightning.checkpoint import find_checkpoint
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.data.features import Features
 from imaml_lightning.data.images import image_files, read_image
 from imaml_lightning.data.table import column, read_table
 from imaml_lightning.errors import UsageError
 from imaml_lightning.predictor import Predictor, adapt, load
-from imaml_lightning.run import find_checkpoint, read_checkpoint
 
 _TABLES = (".csv", ".parquet")
 
@@ -57,13 +57,13 @@ def predict_files(
         UsageError: a file or folder is missing, damaged, or not of the checkpoint's kind.
     """
     given = [ckpt_path] if isinstance(ckpt_path, str) else ckpt_path
-    paths = [find_checkpoint(one, output, name or "") for one in given]
-    saved = [_reading(path) for path in paths]
+    found = [find_checkpoint(one, output, name or "") for one in given]
+    saved = [_reading(path, checkpoint) for path, checkpoint in found]
     if any(one != saved[0] for one in saved):
         raise UsageError("the checkpoints read their inputs in different ways: give ones trained on the same data")
     read = _read_tables if Path(support).suffix.lower() in _TABLES else _read_folders
     x, y, asked, index, labels = read(saved[0], support, query, target)
-    predictor = adapt([load(path) for path in paths], x, y, labels)
+    predictor = adapt([load(path) for path, _ in found], x, y, labels)
     _write(Path(predictions), predictor, asked, index, saved[0].get("scaler"))
     print(predictor.report())
     if "scaler" in saved[0]:
@@ -74,9 +74,9 @@ def predict_files(
     return predictor
 
 
-def _reading(path: Path) -> dict[str, Any]:
+def _reading(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """How the checkpoint's source reads raw input; see ``EpisodeSource.reading``."""
-    state = read_checkpoint(path).get(EpisodeDataModule.__qualname__)
+    state = checkpoint.get(EpisodeDataModule.__qualname__)
     if not state or not state["reading"]:
         raise UsageError(f"checkpoint {path} does not say how its inputs are read: train one on pictures or a table")
     return state["reading"]

@@ -156,9 +156,7 @@ class Predictor:
             for learner, phi in zip(self.learners, self.phis, strict=True):
                 for at, losses in ((learner.flat.vector()[None], before), (phi, after)):
                     examples = self._examples(learner)
-                    losses.append(
-                        task_losses(learner.criterion, learner.flat.tasks(at, examples.x), examples).item()
-                    )
+                    losses.append(task_losses(learner.criterion, learner.flat.tasks(at, examples.x), examples).item())
         left_out, baseline = self._leave_one_out()
         return AdaptationReport(
             examples=len(self.support),

@@ -150,7 +150,7 @@ def test_data_check_finds_what_leaks(tmp_path: Path, capsys) -> None:
     (tmp_path / "train" / "train1" / "copy.png").write_bytes(picture)
     (tmp_path / "train" / "train1" / "3.png").write_bytes((tmp_path / "train" / "train1" / "2.png").read_bytes())
     source = ["--data.source", "ImageFolder", "--data.source.root", str(tmp_path), "--data.source.size", "16"]
-    message = refused("data", "check", *source, "--data.way", "2", "--data.query", "2", capsys=capsys)
+    message = refused("data", "check", *source, "--data.way", "2", "--data.query", "2", capsys=capsys, status=3)
     assert "1 examples are in two splits, such as one of train's train1 and test's test0" in message
 
 
@@ -203,4 +203,4 @@ def test_table_from_training_to_predictions(kind: str, tmp_path: Path, monkeypat
         assert {row["prediction"] for row in found} <= {"high", "low"}
         assert all(float(row["p(high)"]) + float(row["p(low)"]) == pytest.approx(1, abs=1e-5) for row in found)
     bad = ["predict", "--ckpt_path", "best", "--name", "table", "--query", "query.csv", "--support", "query.csv"]
-    assert "query.csv has no column y" in refused(*bad, capsys=capsys)
+    assert "query.csv has no column y" in refused(*bad, capsys=capsys, status=3)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from unittest import mock
 from urllib.parse import urlparse
 
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import DataError
 
 _SCHEMES = {"https"}
 _BLOCK = 1 << 20
@@ -45,12 +45,12 @@ def verified(path: Path, md5: str, url: str) -> Path:
     """The path, if the file there is the published one.
 
     Raises:
-        UsageError: it is missing, or another one.
+        DataError: it is missing, or another one.
     """
     if not path.is_file():
-        raise UsageError(f"{path} does not exist: bring the file from {url}.")
+        raise DataError(f"{path} does not exist: bring the file from {url}.")
     if (found := md5_of(path)) != md5:
-        raise UsageError(f"{path} has MD5 {found} and not {md5}: it is damaged or another file; bring that of {url}.")
+        raise DataError(f"{path} has MD5 {found} and not {md5}: it is damaged or another file; bring that of {url}.")
     return path
 
 
@@ -58,7 +58,7 @@ def fetch(url: str, path: Path, md5: str) -> None:
     """Download to ``path``, going on from ``path.part`` where an earlier attempt stopped.
 
     Raises:
-        UsageError: no https, no network, no room, or what came is not the file: which one to bring instead.
+        DataError: no https, no network, no room, or what came is not the file: which one to bring instead.
     """
     part = path.with_name(f"{path.name}.part")
     remedy = f"bring that file yourself (--data.source.archive, or put it at {path})"
@@ -70,15 +70,15 @@ def fetch(url: str, path: Path, md5: str) -> None:
             while block := answer.read(_BLOCK):
                 file.write(block)
                 if file.tell() > _MOST_BYTES:
-                    raise UsageError(f"{url} sends more than {_MOST_BYTES >> 30} GiB: {remedy}.")
+                    raise DataError(f"{url} sends more than {_MOST_BYTES >> 30} GiB: {remedy}.")
     except urllib.error.HTTPError as error:
         if error.code != 416:  # nothing is left to send: the part is whole
-            raise UsageError(f"{url} cannot be fetched ({error}): {remedy}.") from error
+            raise DataError(f"{url} cannot be fetched ({error}): {remedy}.") from error
     except OSError as error:
-        raise UsageError(f"{url} cannot be fetched ({error}): go on with the same command, or {remedy}.") from error
+        raise DataError(f"{url} cannot be fetched ({error}): go on with the same command, or {remedy}.") from error
     if md5_of(part) != md5:
         part.unlink()
-        raise UsageError(f"{url} did not send the published file (MD5 {md5}): {remedy}.")
+        raise DataError(f"{url} did not send the published file (MD5 {md5}): {remedy}.")
     os.replace(part, path)
 
 
@@ -95,7 +95,7 @@ def _open(request: urllib.request.Request) -> Any:
 
 def _check_scheme(url: str) -> None:
     if urlparse(url).scheme not in _SCHEMES:
-        raise UsageError(f"{url} is not https: fetch the file by other means and name it by --data.source.archive.")
+        raise DataError(f"{url} is not https: fetch the file by other means and name it by --data.source.archive.")
 
 
 def check_members(path: Path) -> None:
@@ -108,12 +108,12 @@ def check_members(path: Path) -> None:
             with tarfile.open(path) as archive:
                 members = [(one.name, one.size, one.isfile() or one.isdir()) for one in archive]
     except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise UsageError(f"{path} is not an archive, or is damaged ({error}): bring it anew.") from error
+        raise DataError(f"{path} is not an archive, or is damaged ({error}): bring it anew.") from error
     outside = [name for name, _, plain in members if not plain or os.path.isabs(name) or ".." in Path(name).parts]
     if outside:
-        raise UsageError(f"{path} holds {outside[0]}, which does not belong in a data set: bring another copy.")
+        raise DataError(f"{path} holds {outside[0]}, which does not belong in a data set: bring another copy.")
     if len(members) > _MOST_FILES or sum(size for _, size, _ in members) > _MOST_BYTES:
-        raise UsageError(
+        raise DataError(
             f"{path} unpacks to more than {_MOST_BYTES >> 30} GiB or {_MOST_FILES:,} files: bring another copy."
         )
 

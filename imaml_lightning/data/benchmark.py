@@ -12,7 +12,7 @@ from PIL import Image
 from imaml_lightning.data.bank import BankClass
 from imaml_lightning.data.base import SPLITS
 from imaml_lightning.data.class_source import ClassSource, progress
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import DataError, UsageError
 
 #: Name -> shape of an example, (channel, height, width) or (feature,), and the published number of classes in each split.
 SETS: dict[str, tuple[tuple[int, ...], tuple[int, int, int]]] = {
@@ -94,7 +94,7 @@ class Benchmark(ClassSource):
         from imaml_lightning.data import torchmeta_adapter as adapter
 
         if missing := adapter.missing_files(self.name, self.root):
-            raise UsageError(
+            raise DataError(
                 f"{self.name} is not complete in {missing[0].parent} ({missing[0].name} is missing): name the file "
                 f"{adapter.archive_of(self.name)} by --data.source.archive, or let it be fetched by "
                 "--data.source.download true."
@@ -119,7 +119,7 @@ class Benchmark(ClassSource):
         for split, published in zip(SPLITS, self.published, strict=True):
             names, classes = adapter.classes_of(self.name, self.root, split)
             if len(names) != published:
-                raise UsageError(
+                raise DataError(
                     f"{self.name} in {self.root} has {len(names)} {split} classes and not the published {published}: remove "
                     f"its folder and bring {adapter.archive_of(self.name)} anew."
                 )

@@ -17,7 +17,7 @@ from imaml_lightning.data.base import SPLITS, Split
 from imaml_lightning.data.class_source import ClassSource, progress
 from imaml_lightning.data.datamodule import EpisodeDataModule
 from imaml_lightning.data.tasks import Tasks
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import DataError, UsageError
 
 #: An example: its split, the class or task that it belongs to, and its content.
 Example = tuple[Split, str, bytes]
@@ -47,7 +47,8 @@ def check(data: EpisodeDataModule) -> None:
     """Print classes (or tasks), examples and duplicates of each split, and what an episode needs.
 
     Raises:
-        UsageError: such episodes cannot be had, or an example is in two splits.
+        UsageError: such episodes cannot be had.
+        DataError: an example is in two splits.
     """
     source = data.source
     data.prepare_data()
@@ -68,7 +69,7 @@ def check(data: EpisodeDataModule) -> None:
     data.setup()
     leaks = _duplicates(_class_examples(source) if isinstance(source, ClassSource) else _task_examples(source))
     if leaks:
-        raise UsageError(f"{leaks}: take them out of one, or training has seen what it is tested on.")
+        raise DataError(f"{leaks}: take them out of one, or training has seen what it is tested on.")
     print("no example is in two splits; such episodes can be had")
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from imaml_lightning.data.base import Split
 from imaml_lightning.data.omniglot import Character, Omniglot, small
 from imaml_lightning.episode import Episode, Examples
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import DataError, UsageError
 
 RUNS_MD5 = "e8996daecdf12afeeb4a53a179f06b19"
 RUNS_URL = "https://github.com/brendenlake/omniglot/raw/master/python/one-shot-classification/all_runs.zip"
@@ -73,11 +73,11 @@ class OmniglotChallenge(Omniglot):
     def recipe(self) -> Mapping[str, object]:
         recipe = dict(super().recipe())
         if not self.runs.is_file():
-            raise UsageError(
+            raise DataError(
                 f"{self.runs} is not there: put the file from {RUNS_URL} there, or name it by --data.source.runs."
             )
         if hashlib.md5(self.runs.read_bytes(), usedforsecurity=False).hexdigest() != RUNS_MD5:
-            raise UsageError(f"{self.runs} is not the official file, or is damaged: fetch {RUNS_URL} again.")
+            raise DataError(f"{self.runs} is not the official file, or is damaged: fetch {RUNS_URL} again.")
         return recipe | {"source": f"omniglot-challenge-{self.background}", "runs": RUNS_MD5}
 
     def check(self, split: Split, way: int, shot: int, query: int) -> None:

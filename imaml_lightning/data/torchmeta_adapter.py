@@ -23,7 +23,7 @@ from scipy.io import arff
 from imaml_lightning import compat
 from imaml_lightning.data.archives import check_members, fetch, harmless, verified
 from imaml_lightning.data.base import SPLITS, Split
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import DataError, UsageError
 
 try:
     compat.repair_torchmeta()
@@ -92,7 +92,7 @@ def download_omniglot(root: str) -> None:
     Zip files that are there already are used, so this also works without a network.
 
     Raises:
-        UsageError: no network, a damaged zip file, or no room.
+        DataError: no network, a damaged zip file, or no room.
     """
     folder = omniglot_folder(root)
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def download_omniglot(root: str) -> None:
                     shutil.copy(folder / name, staged / name)
             OmniglotClassDataset(stage, meta_split="train", download=True)
         except (OSError, RuntimeError, zipfile.BadZipFile) as error:
-            raise UsageError(
+            raise DataError(
                 f"Cannot fetch Omniglot ({error}); without a network, put {' and '.join(_ZIPS)} from "
                 f"{OmniglotClassDataset.download_url_prefix.removesuffix('/raw/master/python')} (folder python) "
                 f"into {folder} and run again with --data.source.download true."
@@ -186,20 +186,20 @@ def process(name: str, root: str, archive: Path | None) -> None:
     It works in a folder of its own, whose files are moved in when they are whole.
 
     Raises:
-        UsageError: the archive cannot be had, is another file, or is damaged.
+        DataError: the archive cannot be had, is another file, or is damaged.
     """
     wanted = SETS[name]
     folder = Path(root).expanduser() / wanted.classes.folder
     if archive is None:
         archive = folder / wanted.archive
         if wanted.md5 is None and not archive.is_file():
-            raise UsageError(
+            raise DataError(
                 f"{wanted.url} is not fetched by itself: save it as ARFF and name it by --data.source.archive."
             )
         if wanted.md5 is not None and not archive.is_file():
             fetch(wanted.url, archive, wanted.md5)
     if not archive.is_file():
-        raise UsageError(f"{archive} does not exist: bring {archive_of(name)}.")
+        raise DataError(f"{archive} does not exist: bring {archive_of(name)}.")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as stage:
         try:
@@ -208,7 +208,7 @@ def process(name: str, root: str, archive: Path | None) -> None:
             else:
                 _process_archive(wanted, verified(archive, wanted.md5, wanted.url), stage)
         except (OSError, ValueError, LookupError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise UsageError(f"{archive} cannot be processed ({error}): bring {archive_of(name)} anew.") from error
+            raise DataError(f"{archive} cannot be processed ({error}): bring {archive_of(name)} anew.") from error
         for made, place in zip(files_of(name, stage), files_of(name, root), strict=True):
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(made, place)
@@ -254,7 +254,7 @@ def classes_of(name: str, root: str, split: Split) -> tuple[list[str], Iterator[
         rows of features.
 
     Raises:
-        UsageError: torchmeta's files are damaged.
+        DataError: torchmeta's files are damaged.
     """
     try:
         classes = SETS[name].classes(str(Path(root).expanduser()), meta_split=split)
@@ -276,6 +276,6 @@ def classes_of(name: str, root: str, split: Split) -> tuple[list[str], Iterator[
     return names, examples()
 
 
-def _damaged(name: str, root: str, error: Exception) -> UsageError:
+def _damaged(name: str, root: str, error: Exception) -> DataError:
     folder = files_of(name, root)[0].parent
-    return UsageError(f"{name} in {folder} is damaged ({error}): remove the folder and bring {archive_of(name)} anew.")
+    return DataError(f"{name} in {folder} is damaged ({error}): remove the folder and bring {archive_of(name)} anew.")
