@@ -17,11 +17,13 @@ from imaml_lightning.linear import LinearSolver  # noqa: E402
 from imaml_lightning.meta_learner import MetaLearner  # noqa: E402
 from imaml_lightning.objective import InnerObjective  # noqa: E402
 from imaml_lightning.parameters import FlatNetwork  # noqa: E402
+from imaml_lightning.predictor import AdaptationReport, Predictor, adapt, load  # noqa: E402
 from imaml_lightning.proximal import ProximalTerm  # noqa: E402
 from imaml_lightning.solution import Result, Solution  # noqa: E402
 
 __all__ = [
     "Adaptation",
+    "AdaptationReport",
     "Episode",
     "EpisodeDataModule",
     "EpisodeSource",
@@ -33,8 +35,11 @@ __all__ = [
     "InnerSolver",
     "LinearSolver",
     "MetaLearner",
+    "Predictor",
     "ProximalTerm",
     "Result",
     "Solution",
     "UsageError",
+    "adapt",
+    "load",
 ]

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from imaml_lightning import commands
 from imaml_lightning.callbacks import PlainProgress, ProgressBar
 from imaml_lightning.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint
 from imaml_lightning.config import check_restored, peek_options
@@ -201,6 +202,7 @@ class CommandLine(LightningCLI):
         except (UsageError, OSError) as error:
             raise DataError(_one_line(error)) from error
         self.datamodule.setup(self.subcommand)
+        self.datamodule.check_network(self.model)
 
     def _check_checkpoint(self) -> None:
         """Refuse a checkpoint of another architecture before anything is run or written.
@@ -288,7 +290,8 @@ def main(args: ArgsType = None) -> None:
     show = "--traceback" in (sys.argv if args is None else args)
     with Signals() as signals:
         try:
-            CommandLine(signals, args)
+            if not commands.run(sys.argv[1:] if args is None else args):
+                CommandLine(signals, args)
             return
         except Stopped as stopped:
             error, status = stopped, stopped.code

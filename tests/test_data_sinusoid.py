@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from imaml_lightning.data import Sinusoid
+from imaml_lightning.data import Harmonic, Sinusoid, SinusoidAndLine
 
 
 def draw(tasks: int, shot: int = 5, query: int = 10):
@@ -46,3 +46,36 @@ def test_each_task_is_one_wave_of_the_stated_range() -> None:
 
 def test_support_does_not_depend_on_the_query_count() -> None:
     assert torch.equal(draw(4, query=1).support.y, draw(4, query=50).support.y)
+
+
+def test_half_of_the_tasks_are_lines() -> None:
+    rngs = [np.random.default_rng(seed) for seed in range(2000)]
+    support, query = SinusoidAndLine().sample("train", rngs, 0, 5, 10)
+    features = [torch.stack([e.x[..., 0], torch.ones_like(e.x[..., 0])], 2).double() for e in (support, query)]
+    line = torch.linalg.lstsq(features[0], support.y.double()).solution
+    straight = (features[1] @ line - query.y).abs().amax((1, 2)) < 1e-3
+    assert abs(straight.float().mean() - 0.5) < 0.04
+    assert 2.95 < line[straight].abs().max() < 3.001
+    assert abs(line[straight].mean()) < 0.15
+    assert query.y[~straight].abs().max() < 5.001
+
+
+def test_harmonics_of_two_frequencies() -> None:
+    rngs = [np.random.default_rng(seed) for seed in range(300)]
+    support, query = Harmonic().sample("train", rngs, 0, 40, 40)
+    x = torch.cat([support.x, query.x], 1)[..., 0].double()
+    y = torch.cat([support.y, query.y], 1).double()
+    # y is a combination of four waves once ω is right: find it on a grid, and judge by the best fit.
+    errors = []
+    for frequency in torch.linspace(4.9, 7.1, 221):
+        waves = torch.stack([f(k * frequency * x) for k in (1, 2) for f in (torch.sin, torch.cos)], 2)
+        fit = torch.linalg.lstsq(waves, y).solution
+        errors.append(((waves @ fit - y) ** 2).mean((1, 2)))
+    best, place = torch.stack(errors).min(0)
+    assert (best / y.var((1, 2))).median() < 1e-3
+    found = torch.linspace(4.9, 7.1, 221)[place]
+    assert 4.98 < found.min() < 5.1
+    assert 6.9 < found.max() < 7.02
+    centre = x.mean(1)
+    assert centre.abs().max() < 4.6
+    assert abs((x - centre[:, None]).std() - 1) < 0.02

@@ -18,7 +18,10 @@ INSIDE = [path for path in FILES if path != ROOT / "__init__.py"]
 LEAVES = {"checkpoint", "compat", "errors", "checks", "rows", "episode", "solution", "metrics"}
 BELOW: dict[str, set[str]] = {
     "__main__": {"cli"},
-    "cli": {"meta_learner", "data", "callbacks", "config", "report", "run", "signals"},
+    "cli": {"meta_learner", "data", "callbacks", "commands", "config", "report", "run", "signals"},
+    "commands": {"predict_files", "data"},
+    "predict_files": {"predictor", "data"},
+    "predictor": {"meta_learner"},
     "report": set(),
     "run": {"callbacks", "loggers", "signals"},
     "callbacks": {"diagnostics", "figures", "loggers", "signals"},

@@ -50,7 +50,7 @@ class Pictures(Callback):
         before, after = learner.outputs(episode)
         if episode.query.y.is_floating_point():
             yield "episode", regression_fits(episode, before, after)
-        else:
+        elif episode.query.x.ndim == 5:  # images, not the features of a table
             for task in range(min(SHEETS, tasks)):
                 yield f"episode{task or ''}", contact_sheet(episode, before, after, task)
         yield "adaptation", adaptation_curves(adaptation_curve(learner, episode))

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from imaml_lightning.data.base import Split
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import DataError
 
 FORMAT = "imaml_lightning class bank 2"
 _ABANDONED_AFTER = 3600.0  # seconds without a write: no build is that slow
@@ -103,7 +103,7 @@ class ClassBank:
             classes: those of a split together, all examples of one shape and type, no class empty.
 
         Raises:
-            UsageError: the folder cannot be written, or the disk is full.
+            DataError: the folder cannot be written, or the disk is full.
         """
         # The name is unique, so two processes that build at once do not meet: the last rename wins.
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
@@ -169,7 +169,7 @@ def _explained(path: Path):
     try:
         yield
     except OSError as error:
-        raise UsageError(
+        raise DataError(
             f"Cannot write the class bank {path}: {error.strerror or error}; make room there, or name "
             "another folder by --data.source.cache or the variable IMAML_CACHE."
         ) from error

@@ -17,7 +17,7 @@ from imaml_lightning.data.features import Features
 from imaml_lightning.data.split import check_fractions
 from imaml_lightning.data.table import Column, column, read_table
 from imaml_lightning.data.tasks import row_splits
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import DataError, UsageError
 
 
 class ClassTable(ClassSource):
@@ -64,7 +64,7 @@ class ClassTable(ClassSource):
     def recipe(self) -> Mapping[str, object]:
         file = Path(self.path).expanduser()
         if not file.is_file():
-            raise UsageError(f"{file} does not exist: name a .csv or .parquet file.")
+            raise DataError(f"{file} does not exist: name a .csv or .parquet file.")
         options = (self.target, self.features, self.split_column, self.group_column, self.fractions, self.split_seed)
         return {
             "source": "table",
@@ -98,7 +98,7 @@ class ClassTable(ClassSource):
             )
             taken = [self.target, self.split_column, self.group_column]
             if not (where == "train").any():
-                raise UsageError(f"{self.path} has no rows for train: mark some in column {self.split_column}.")
+                raise DataError(f"{self.path} has no rows for train: mark some in column {self.split_column}.")
             features = Features.fit(table, where == "train", self.path, self.features, [n for n in taken if n])
             self._read = table, where, features
         return self._read

@@ -54,10 +54,7 @@ class ClassSource(EpisodeSource):
         self._bank = ClassBank.open(path, recipe) or ClassBank.write(path, recipe, self.build())
 
     def setup(self) -> None:
-        if self._bank is None:
-            recipe = self.recipe()
-            # Another machine's rank 0 may have prepared a folder that this one does not share.
-            self._bank = ClassBank.open(bank_path(self.cache, recipe), recipe)
+        # Another machine's rank 0 may have prepared a folder that this one does not share.
         if self._bank is None:
             self.prepare()
 
@@ -90,11 +87,29 @@ class ClassSource(EpisodeSource):
             )
 
     def sample(self, split: Split, rngs: Sequence[np.random.Generator], way: int, shot: int, query: int) -> Episode:
-        support, asked = self.numbers(split, rngs, way, shot, query)
-        return Episode(*(Examples(torch.from_numpy(self.bank.examples[e.x.numpy()]), e.y) for e in (support, asked)))
+        return self._looked_up(self.numbers(split, rngs, way, shot, query))
 
-    def numbers(self, split: Split, rngs: Sequence[np.random.Generator], way: int, shot: int, query: int) -> Episode:
-        """As ``sample``, but x holds the examples' numbers in the bank, ``[task, way·shot]`` and ``[task, way·query]``."""
+    def sample_numbered(
+        self, split: Split, numbers: Sequence[int], rngs: Sequence[np.random.Generator], way: int, shot: int, query: int
+    ) -> Episode:
+        return self._looked_up(self.numbers(split, rngs, way, shot, query, numbers))
+
+    def _looked_up(self, numbers: Episode) -> Episode:
+        return Episode(*(Examples(torch.from_numpy(self.bank.examples[e.x.numpy()]), e.y) for e in numbers))
+
+    def numbers(
+        self,
+        split: Split,
+        rngs: Sequence[np.random.Generator],
+        way: int,
+        shot: int,
+        query: int,
+        episodes: Sequence[int] | None = None,
+    ) -> Episode:
+        """As ``sample``, but x holds the examples' numbers in the bank, ``[task, way·shot]`` and ``[task, way·query]``.
+
+        ``episodes`` are the episodes' own numbers, for a source whose tasks are a fixed list.
+        """
         pools, each = self._pools(split, way), shot + query
         starts = self.bank.starts
         counts = np.diff(starts)

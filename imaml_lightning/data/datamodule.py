@@ -102,11 +102,15 @@ class EpisodeDataModule(LightningDataModule):
         if self.augment is not None and len(self.source.shape) != 3:
             raise UsageError(f"--data.augment changes images, and {type(self.source).__name__} has none: leave it out.")
         if trainer is not None and hasattr(trainer.lightning_module, "network"):
-            self._check_network(trainer.lightning_module)
+            self.check_network(trainer.lightning_module)
         self._ready = True
 
-    def _check_network(self, learner: LightningModule) -> None:
-        """Refuse a network that cannot take the source's inputs, before training comes upon it."""
+    def check_network(self, learner: LightningModule) -> None:
+        """Refuse a network that does not fit the source, before training comes upon it. Called after ``setup``.
+
+        Raises:
+            UsageError: it cannot take the inputs, has another number of outputs, or would take padding for examples.
+        """
         network, source = learner.network, type(self.source).__name__
         parameter = next(network.parameters())
         x = torch.zeros(2, *self.source.shape, dtype=parameter.dtype, device=parameter.device)

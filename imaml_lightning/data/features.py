@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from imaml_lightning.data.table import Column, numbers, numeric_columns
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Features:
         """Scale of the rows where ``train [row]`` is true; ``names`` None means every numeric column but ``without``.
 
         Raises:
-            UsageError: no such column, or none that is numeric.
+            DataError: no such column, or none that is numeric.
         """
         chosen = list(names) if names is not None else numeric_columns(dict(table), without)
         if not chosen:
-            raise UsageError(f"{path} has no numeric column left for the features: encode words as numbers.")
+            raise DataError(f"{path} has no numeric column left for the features: encode words as numbers.")
         x = numbers(dict(table), chosen, path)[train]
         scale = x.std(0)
         return cls(chosen, x.mean(0).tolist(), np.where(scale > 0, scale, 1.0).tolist())
@@ -45,7 +45,7 @@ class Features:
         """The features of a table's rows, float32 ``[row, feature]``.
 
         Raises:
-            UsageError: a column is missing, or holds what is no number.
+            DataError: a column is missing, or holds what is no number.
         """
         return ((numbers(dict(table), self.names, path) - self.mean) / self.scale).astype(np.float32)
 

@@ -14,7 +14,7 @@ from imaml_lightning.data.base import SPLITS, Split
 from imaml_lightning.data.class_source import ClassSource, progress
 from imaml_lightning.data.images import image_files, read_image
 from imaml_lightning.data.split import check_fractions, draw_split
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import DataError, UsageError
 
 
 class _Folder(NamedTuple):
@@ -90,10 +90,10 @@ class ImageFolder(ClassSource):
         """The classes, split by split, in the order of their names; folders without a picture are passed over."""
         root = Path(self.root).expanduser()
         if not root.is_dir():
-            raise UsageError(f"{root} is not a folder: let --data.source.root name the folder of your classes.")
+            raise DataError(f"{root} is not a folder: let --data.source.root name the folder of your classes.")
         given = {split: root / split for split in SPLITS if (root / split).is_dir()}
         if given and (missing := [split for split in SPLITS if split not in given]):
-            raise UsageError(
+            raise DataError(
                 f"{root} has {' and '.join(given)} but no {missing[0]}: make the folder {root / missing[0]}."
             )
         if given:
@@ -104,7 +104,7 @@ class ImageFolder(ClassSource):
             found = [_Folder(drawn[g if self.grouped else n], g, n, files) for g, n, files in classes]
         if not found:
             wanted = "group/class/*.png" if self.grouped else "class/*.png"
-            raise UsageError(f"No pictures in {root}: they are looked for at {root}/{wanted}, one folder a class.")
+            raise DataError(f"No pictures in {root}: they are looked for at {root}/{wanted}, one folder a class.")
         return sorted(found, key=lambda folder: SPLITS.index(folder.split))
 
     def _classes(self, folder: Path) -> list[tuple[str, str, list[Path]]]:

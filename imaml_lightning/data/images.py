@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import DataError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 
@@ -29,7 +29,7 @@ def read_image(file: Path | BinaryIO, shape: Sequence[int], ink: bool = False) -
         ink: a drawing, of which ink shall be 255 and paper 0: light pictures are inverted.
 
     Raises:
-        UsageError: naming the file, if it is not a picture or is damaged.
+        DataError: naming the file, if it is not a picture or is damaged.
     """
     channels, height, width = shape
     try:
@@ -41,7 +41,7 @@ def read_image(file: Path | BinaryIO, shape: Sequence[int], ink: bool = False) -
             array = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         name = getattr(file, "name", file)
-        raise UsageError(f"{name} cannot be read as a picture ({error}): repair it, or take it away.") from error
+        raise DataError(f"{name} cannot be read as a picture ({error}): repair it, or take it away.") from error
     if ink and array.mean() > 127:
         array = 255 - array
     return array[None] if channels == 1 else array.transpose(2, 0, 1)

@@ -12,7 +12,7 @@ from PIL import Image
 from imaml_lightning.data.bank import BankClass
 from imaml_lightning.data.base import SPLITS, Split
 from imaml_lightning.data.class_source import ClassSource, progress
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import DataError, UsageError
 
 SIDE = 28
 Character = tuple[str, np.ndarray]  # a name, and its drawings [example, channel, height, width]
@@ -72,7 +72,7 @@ class Omniglot(ClassSource):
 
         folder = omniglot_folder(self.root)
         if missing := self._missing():
-            raise UsageError(
+            raise DataError(
                 f"Omniglot is not complete in {folder}: put {', '.join(missing)} (as torchmeta writes them) there, "
                 "or let it be fetched by --data.source.download true."
             )
@@ -102,7 +102,7 @@ class Omniglot(ClassSource):
         except (OSError, KeyError, ValueError) as error:
             from imaml_lightning.data.torchmeta_adapter import omniglot_folder
 
-            raise UsageError(
+            raise DataError(
                 f"Omniglot in {omniglot_folder(self.root)} is damaged ({error}); remove its data.hdf5 and run again "
                 "with --data.source.download true."
             ) from error

@@ -54,7 +54,7 @@ class EpisodeDataset(Dataset[Episode | Draft]):
         sizes = self.way, self.shot, self.query
         if self.by_number:
             assert isinstance(self.source, ClassSource)
-            episode = self.source.numbers(self.split, rngs, *sizes)
+            episode = self.source.numbers(self.split, rngs, *sizes, numbers)
         else:
             episode = self.source.sample_numbered(self.split, numbers, rngs, *sizes)
         if self.augment is None:

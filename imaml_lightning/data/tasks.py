@@ -13,7 +13,7 @@ from imaml_lightning.data.features import Features
 from imaml_lightning.data.split import check_fractions, draw_split
 from imaml_lightning.data.table import Column, column, read_table
 from imaml_lightning.episode import IGNORED, Episode, Examples
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import DataError, UsageError
 
 #: Inputs [row, *feature] and targets, class numbers [row] or values [row, output].
 Rows = tuple[np.ndarray, np.ndarray]
@@ -32,18 +32,18 @@ class Tasks(EpisodeSource):
             from 0 for classes, else values ``[row]`` or ``[row, output]``; tensors or arrays.
 
     Raises:
-        UsageError: a split is missing or empty, or a task cannot be divided into support and query.
+        DataError: a split is missing or empty, or a task cannot be divided into support and query.
     """
 
     def __init__(self, tasks: Mapping[Split, Sequence[tuple[Any, Any]]]) -> None:
         self._names: dict[Split, list[str]] = {}
         self._take({split: [_rows(x, y) for x, y in pairs] for split, pairs in tasks.items()})
 
-    def _take(self, tasks: Mapping[Split, list[Rows]]) -> None:
+    def _take(self, tasks: dict[Split, list[Rows]]) -> None:
         self._tasks = tasks
         for split in SPLITS:
             if not tasks.get(split):
-                raise UsageError(f"There are no tasks for {split}: give some, or set --data.source.fractions.")
+                raise DataError(f"There are no tasks for {split}: give some, or set --data.source.fractions.")
         _, first = tasks["train"][0]
         self.task = "regression" if first.dtype.kind == "f" else "classification"  # type: ignore[misc]
         self.shape = tasks["train"][0][0].shape[1:]
@@ -53,9 +53,13 @@ class Tasks(EpisodeSource):
             counts = [len(y)] if self.task == "regression" else np.bincount(y)
             if max(counts) < 2:
                 name = self._names[split][i] if self._names else f"{i} of {split}"
-                raise UsageError(
+                raise DataError(
                     f"Task {name} cannot be divided: it needs two rows (of one class); give more, or drop it."
                 )
+
+    def rows(self, split: Split) -> list[Rows]:
+        """The tasks of a split."""
+        return self._tasks[split]
 
     def check(self, split: Split, way: int, shot: int, query: int) -> None:
         if self.task == "classification" and way != self.classes:
@@ -171,7 +175,7 @@ class TaskTable(Tasks):
         )
         train = where == "train"
         if not train.any():
-            raise UsageError(f"{self.path} has no rows for train: mark some in column {self.split_column}.")
+            raise DataError(f"{self.path} has no rows for train: mark some in column {self.split_column}.")
         taken = [self.target, self.task_column, self.split_column, self.group_column]
         features = Features.fit(table, train, self.path, self.features, [name for name in taken if name])
         x = features.of(table, self.path)
@@ -204,18 +208,21 @@ def row_splits(
     """The split of each row ``[row]``: as ``split_column`` says, or drawn such that units and groups stay together.
 
     Raises:
-        UsageError: a cell that names no split, or a unit (a task, a class) in two splits or two groups.
+        DataError: a cell that names no split, or a unit (a task, a class) in two splits or two groups.
     """
     keeper = split_column or group_column
-    owner = dict(zip(units, column(table, keeper, path) if keeper else units, strict=True))
-    if keeper:
-        for row, (unit, cell) in enumerate(zip(units, column(table, keeper, path), strict=True), start=2):
-            if owner[unit] != cell:
-                raise UsageError(
+    owner: dict[str, str] = {}
+    for row, (unit, cell) in enumerate(
+        zip(units, column(table, keeper, path) if keeper else units, strict=True), start=2
+    ):
+        if keeper:
+            if owner.get(unit, cell) != cell:
+                raise DataError(
                     f"{path}, row {row}: {unit} is in {cell} and in {owner[unit]} of column {keeper}; choose one."
                 )
             if split_column and cell not in SPLITS:
-                raise UsageError(f"{path}, row {row}: {cell!r} in column {keeper} is none of train, val and test.")
+                raise DataError(f"{path}, row {row}: {cell!r} in column {keeper} is none of train, val and test.")
+        owner[unit] = cell
     if split_column:
         return np.array([owner[unit] for unit in units])
     drawn = draw_split(list(owner.values()), fractions, split_seed)

@@ -1,0 +1,155 @@
+"""``predict --support … --query …``: a checkpoint adapted to the user's folder or table, predictions to a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jsonargparse import ArgumentParser
+
+from imaml_lightning.checkpoint import find_checkpoint
+from imaml_lightning.data import EpisodeDataModule
+from imaml_lightning.data.features import Features
+from imaml_lightning.data.images import image_files, read_image
+from imaml_lightning.data.table import column, read_table
+from imaml_lightning.errors import UsageError
+from imaml_lightning.predictor import Predictor, adapt, load
+
+_TABLES = (".csv", ".parquet")
+
+
+def main(args: Sequence[str]) -> None:
+    """The command line of :func:`predict_files`."""
+    parser = ArgumentParser(prog="python -m imaml_lightning predict", exit_on_error=False)
+    parser.add_function_arguments(predict_files)
+    options = parser.parse_args(list(args))
+    predict_files(**vars(parser.instantiate_classes(options)))
+
+
+def predict_files(
+    ckpt_path: str | list[str],
+    support: str,
+    query: str,
+    target: str | None = None,
+    predictions: str = "predictions.csv",
+    name: str | None = None,
+    output: str = "runs",
+) -> Predictor:
+    """Adapt a checkpoint to a support set and predict a query set; print whether adaptation helped.
+
+    Pictures: ``support/class/*.png``, and any pictures in ``query``. Tables: ``support`` has the columns of the training
+    table, ``query`` the same without the target.
+
+    Args:
+        ckpt_path: a .ckpt file, or several, ``[a.ckpt, b.ckpt]``, whose mean is taken; or best or last with --name.
+        support: folder of folders, or table, with labels.
+        query: folder or table to predict.
+        target: column of the labels in the support table; None means that of the training table.
+        predictions: the CSV file to write.
+        name: of the experiment, for best and last.
+        output: where its runs are.
+
+    Raises:
+        UsageError: a file or folder is missing, damaged, or not of the checkpoint's kind.
+    """
+    given = [ckpt_path] if isinstance(ckpt_path, str) else ckpt_path
+    found = [find_checkpoint(one, output, name or "") for one in given]
+    saved = [_reading(path, checkpoint) for path, checkpoint in found]
+    if any(one != saved[0] for one in saved):
+        raise UsageError("the checkpoints read their inputs in different ways: give ones trained on the same data")
+    read = _read_tables if Path(support).suffix.lower() in _TABLES else _read_folders
+    x, y, asked, index, labels = read(saved[0], support, query, target)
+    predictor = adapt([load(path) for path, _ in found], x, y, labels)
+    _write(Path(predictions), predictor, asked, index, saved[0].get("scaler"))
+    print(predictor.report())
+    if "scaler" in saved[0]:
+        print(
+            f"units            errors above are in units of the training target's deviation, {saved[0]['scaler']['scale'][0]:.4g}"
+        )
+    print(f"predictions      {len(asked)} in {predictions}")
+    return predictor
+
+
+def _reading(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """How the checkpoint's source reads raw input; see ``EpisodeSource.reading``."""
+    state = checkpoint.get(EpisodeDataModule.__qualname__)
+    if not state or not state["reading"]:
+        raise UsageError(f"checkpoint {path} does not say how its inputs are read: train one on pictures or a table")
+    return state["reading"]
+
+
+#: Support inputs and targets, query inputs, the columns that query examples are known by, and the labels if given.
+Read = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, list[str]], list[str] | None]
+
+
+def _read_folders(reading: Mapping[str, Any], support: str, query: str, target: str | None) -> Read:
+    """Support pictures and classes, query pictures, and the column that names them."""
+    if len(reading.get("shape", ())) != 3:
+        raise UsageError(f"this checkpoint was not trained on images, and {support} is no table: give a .csv file")
+    for folder in (support, query):
+        if not Path(folder).is_dir():
+            raise UsageError(f"{folder} is not a folder: give the folder of your pictures (or a .csv table)")
+    classes = sorted(p for p in Path(support).iterdir() if p.is_dir() and not p.name.startswith("."))
+    files = [(file, at.name) for at in classes for file in image_files(at)]
+    asked = image_files(Path(query))
+    if not files:
+        raise UsageError(f"no pictures in {support}: put them into a folder for each class, {support}/class/*.png")
+    if not asked:
+        raise UsageError(f"no pictures in {query}: put there what is to be predicted")
+
+    def pictures(paths: Sequence[Path]) -> np.ndarray:
+        return np.stack([read_image(path, reading["shape"], reading["ink"]) for path in paths])
+
+    names = {"file": [str(file.relative_to(query)) for file in asked]}
+    return pictures([file for file, _ in files]), np.array([name for _, name in files]), pictures(asked), names, None
+
+
+def _read_tables(reading: Mapping[str, Any], support: str, query: str, target: str | None) -> Read:
+    """Support rows and targets, query rows, and the columns that were not used, to know rows by."""
+    if "features" not in reading:
+        raise UsageError(f"this checkpoint was not trained on a table, and {support} is one: give folders of pictures")
+    features = Features(**reading["features"])
+    known, asked = read_table(support), read_table(query)
+    target = target or reading.get("target")
+    if target is None:
+        raise UsageError(f"which column of {support} holds the labels: name it by --target")
+    y: np.ndarray = np.array(column(known, target, support))
+    if "scaler" in reading:
+        y = Features(**{**reading["scaler"], "names": [target]}).of(known, support)[:, 0]
+    index = {"row": [str(i + 1) for i in range(len(next(iter(asked.values()))))]}
+    index |= {name: cells for name, cells in asked.items() if name not in (*features.names, target)}
+    return features.of(known, support), y, features.of(asked, query), index, reading.get("labels")
+
+
+def _write(
+    path: Path, predictor: Predictor, x: np.ndarray, index: Mapping[str, list[str]], scaler: Mapping[str, Any] | None
+) -> None:
+    """One row for each query example: what it is known by, the prediction, and probabilities or the spread."""
+    outputs = predictor(x).double().numpy()
+    if predictor.labels is not None:
+        header = ["prediction", *(f"p({label})" for label in predictor.labels)]
+        rows = [[predictor.labels[int(p.argmax())], *(f"{value:.6f}" for value in p)] for p in outputs]
+    else:
+        scale, mean = (scaler["scale"][0], scaler["mean"][0]) if scaler else (1.0, 0.0)
+        spread = predictor.spread(x).double().numpy() * scale
+        header = [name for i in range(outputs.shape[1]) for name in (_numbered("mean", i), _numbered("spread", i))]
+        values = np.stack([outputs * scale + mean, spread], 2).reshape(len(outputs), -1)
+        rows = [[f"{value:.8g}" for value in row] for row in values]
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([*index, *header])
+            writer.writerows([*names, *row] for names, row in zip(zip(*index.values(), strict=True), rows, strict=True))
+        os.replace(part, path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path} ({error.strerror}): choose another file by --predictions") from error
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 0 else f"{name}_{number}"
