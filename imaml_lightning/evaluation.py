@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from imaml_lightning.data import ClassSource, EpisodeDataModule, Split, as_float
@@ -16,6 +18,21 @@ from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.meta_learner import MetaLearner
 from imaml_lightning.metrics import EpisodeMean
+from imaml_lightning.run import CONFIG_KEY, read_checkpoint
+
+
+def load(path: str | Path) -> tuple[MetaLearner, EpisodeDataModule]:
+    """The learner of a checkpoint, on the CPU, and the data that it was trained on.
+
+    Raises:
+        UsageError: the file is not a checkpoint of the command line, whose checkpoints hold their configuration.
+    """
+    config = read_checkpoint(Path(path))[CONFIG_KEY]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(EpisodeDataModule, "data")
+    data = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+    return MetaLearner.load_from_checkpoint(path, map_location="cpu", weights_only=True), data
+
 
 #: Outputs on the query sets of an episode ``[task, example, output]``.
 Answer = Callable[[MetaLearner, Episode], Tensor]
