@@ -26,7 +26,7 @@ BELOW: dict[str, set[str]] = {
     "loggers": set(),
     "signals": set(),
     "figures": {"objective"},
-    "evaluation": {"diagnostics", "data", "run"},
+    "evaluation": {"diagnostics", "data", "checkpoint"},
     "uncertainty": {"diagnostics"},
     "diagnostics": {"meta_learner"},
     "meta_learner": {"adaptation", "models"},
