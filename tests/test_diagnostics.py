@@ -16,7 +16,7 @@ from imaml_lightning.curvature import GaussNewton
 from imaml_lightning.diagnostics import adaptation_curve, solves, trace
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
-from imaml_lightning.evaluation import Evaluation, classes_by_group, calibration, confusion, extremes, one_at_a_time
+from imaml_lightning.evaluation import Evaluation, calibration, classes_by_group, confusion, extremes, one_at_a_time
 from imaml_lightning.inner import GradientDescent
 from imaml_lightning.models import Conv4
 from imaml_lightning.optimizers import SGD

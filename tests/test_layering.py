@@ -29,6 +29,7 @@ BELOW: dict[str, set[str]] = {
     "evaluation": {"diagnostics", "data", "checkpoint"},
     "uncertainty": {"diagnostics"},
     "diagnostics": {"meta_learner"},
+    "dashboard": set(),
     "meta_learner": {"adaptation", "models"},
     "adaptation": {"inner", "linear", "curvature", "objective", "optimizers"},
     "inner": {"linear", "curvature", "objective"},
