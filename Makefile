@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # Two OpenMP threads that spin while they wait can be twenty times slower than one beside other work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: fit test test-slow test-gpu bench clean
+.PHONY: fit test test-slow test-gpu test-minimum bench notebooks docs lint types clean
 
 fit: $(VENV)/installed
 	$(RUN) -m imaml_lightning fit $(ARGS)
@@ -24,6 +24,29 @@ bench: $(VENV)/installed
 	PYTHONPATH=. $(RUN) benchmarks/memory.py
 	PYTHONPATH=. $(RUN) benchmarks/task_chunk.py
 
+# Runs the notebooks from top to bottom and keeps their outputs, without sliders, which need a live kernel.
+notebooks: $(VENV)/installed
+	IMAML_STILL=1 $(RUN) -m jupyter execute --inplace --timeout 600 notebooks/*.ipynb
+
+# The site, into site/.
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet $(ARGS)
+
+lint: $(VENV)/installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: $(VENV)/installed-dev
+	$(RUN) -m mypy $(ARGS)
+
+# The tests with the oldest versions that requirements.txt allows.
+test-minimum: requirements.txt
+	test -x .venv-minimum/bin/python || $(PYTHON) -m venv .venv-minimum
+	sed -n 's/^\([a-zA-Z0-9_.-]*\)\(\[.*\]\)\{0,1\}>=\([0-9.]*\).*/\1==\3/p' requirements.txt > .venv-minimum/oldest.txt
+	.venv-minimum/bin/python -m pip install --quiet -r requirements.txt -c .venv-minimum/oldest.txt
+	.venv-minimum/bin/python -m pip install --quiet --no-deps torchmeta==1.8.0
+	.venv-minimum/bin/python -m pytest $(ARGS)
+
 # The stamp is written last, so that an interrupted installation is done again.
 $(VENV)/installed: requirements.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -31,5 +54,9 @@ $(VENV)/installed: requirements.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps torchmeta==1.8.0
 	touch $@
 
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-minimum site

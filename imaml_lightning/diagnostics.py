@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from imaml_lightning.episode import Episode, Examples
+from imaml_lightning.errors import UsageError
 from imaml_lightning.inner import InnerSolver
 from imaml_lightning.meta_learner import MetaLearner
 from imaml_lightning.objective import InnerObjective, Linearisation
@@ -44,18 +45,29 @@ def trace(solver: InnerSolver, objective: InnerObjective) -> Tensor:
 
 
 def adaptation_curve(learner: MetaLearner, episode: Episode, max_steps: int | None = None) -> dict[str, Tensor]:
-    """Query ``loss [point, task]``, and ``accuracy`` for classes, along the way of the inner solver.
+    """Query ``loss [point, task]``, and ``accuracy`` for classes, along the way of the adaptation.
 
     Args:
-        learner: whose inner solver goes that way.
+        learner: whose adaptation goes that way.
         episode: tasks as the learner sees them.
         max_steps: of the inner solver, in place of its own, to look beyond.
+
+    Raises:
+        UsageError: max_steps is given, and the adaptation has no inner solver.
     """
-    solver = learner.adaptation.inner_solver
+    solver: InnerSolver | None = getattr(learner.adaptation, "inner_solver", None)
     if max_steps is not None:
+        if solver is None:
+            raise UsageError(f"{type(learner.adaptation).__name__} has no inner solver: leave out max_steps")
         solver = replace(solver, max_steps=max_steps)  # type: ignore[type-var]  # solvers are dataclasses
     with usable(episode) as episode, torch.no_grad():
-        path = trace(solver, objective_of(learner, episode.support))
+        objective = learner.objective(episode.support)
+        if solver is not None:
+            path = trace(solver, objective)
+        else:
+            traced = TracedObjective(objective)
+            end = learner.adaptation(traced).phi
+            path = torch.stack([*traced.points, end])
         figures = [learner.judge(phi, episode.query) for phi in path]
     return {name: torch.stack([figure[name] for figure in figures]) for name in figures[0]}
 
@@ -74,14 +86,9 @@ def solves(learner: MetaLearner, episode: Episode) -> Solves:
     with usable(episode) as episode, torch.enable_grad():
         adapted = learner.adapted(episode.support)
         loss = learner.judge(adapted.phi, episode.query)["loss"].sum()
-        # The linear system is solved in the backward pass.
-        torch.autograd.grad(loss, [p for p in learner.parameters() if p.requires_grad], allow_unused=True)
+        if loss.requires_grad:  # the linear system is solved in the backward pass
+            torch.autograd.grad(loss, [p for p in learner.parameters() if p.requires_grad], allow_unused=True)
         return Solves(adapted.inner, adapted.stationarity.detach(), adapted.linear)
-
-
-def objective_of(learner: MetaLearner, support: Examples) -> InnerObjective:
-    """G of the tasks of ``support`` as the learner poses it."""
-    return InnerObjective(learner.flat, support, learner.flat.vector(), learner.adaptation.proximal, learner.criterion)
 
 
 @contextmanager

@@ -5,17 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
+from imaml_lightning.checkpoint import CONFIG_KEY, read_checkpoint
 from imaml_lightning.data import ClassSource, EpisodeDataModule, Split, as_float
 from imaml_lightning.diagnostics import usable
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.meta_learner import MetaLearner
 from imaml_lightning.metrics import EpisodeMean
+
+
+def load(path: str | Path) -> tuple[MetaLearner, EpisodeDataModule]:
+    """The learner of a checkpoint, on the CPU, and the data that it was trained on.
+
+    Raises:
+        UsageError: the file is not a checkpoint of the command line, whose checkpoints hold their configuration.
+    """
+    config = read_checkpoint(Path(path))[CONFIG_KEY]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(EpisodeDataModule, "data")
+    data = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+    return MetaLearner.load_from_checkpoint(path, map_location="cpu", weights_only=True), data
+
 
 #: Outputs on the query sets of an episode ``[task, example, output]``.
 Answer = Callable[[MetaLearner, Episode], Tensor]
@@ -165,11 +182,11 @@ def confusion(
     """
     rng = np.random.default_rng(seed)
     places = np.stack([rng.choice(len(classes), way, replace=False) for _ in range(episodes)])
-    images = source.bank.images
+    drawn = np.stack([_draw(source, [classes[place] for place in row], shot + query, rng) for row in places])
     taken, asked = torch.zeros(2, len(classes), len(classes), dtype=torch.float64)
-    for chunk in np.array_split(places, max(1, episodes // CHUNK)):
-        drawn = np.stack([[rng.permutation(images.shape[1])[: shot + query] for _ in row] for row in chunk])
-        x = torch.from_numpy(images[np.asarray(classes)[chunk][:, :, None], drawn])
+    for first in range(0, episodes, CHUNK):
+        chunk = places[first : first + CHUNK]
+        x = torch.from_numpy(drawn[first : first + CHUNK])
         support, asking = (part.flatten(1, 2) for part in x.split([shot, query], dim=2))
         y = [torch.arange(way).repeat_interleave(n).repeat(len(chunk), 1) for n in (shot, query)]
         guesses = learner.outputs(as_float(Episode(Examples(support, y[0]), Examples(asking, y[1]))))[1].argmax(-1)
@@ -179,11 +196,17 @@ def confusion(
     return taken / asked
 
 
-def alphabets(source: ClassSource, split: Split, name: Callable[[str], str]) -> dict[str, list[int]]:
-    """Class numbers of a split by alphabet; ``name`` finds the alphabet in a class name."""
+def _draw(source: ClassSource, classes: Sequence[int], each: int, rng: np.random.Generator) -> np.ndarray:
+    """``each`` distinct examples of every class, ``[way, each, *feature]``."""
+    pools = [source.bank.of_class(number) for number in classes]
+    return np.stack([pool[rng.permutation(len(pool))[:each]] for pool in pools])
+
+
+def classes_by_group(source: ClassSource, split: Split) -> dict[str, list[int]]:
+    """Class numbers of a split by the alphabet, patient or other group that they belong to."""
     groups: dict[str, list[int]] = {}
     for number in source.bank.splits[split]:
-        groups.setdefault(name(source.bank.names[number]), []).append(number)
+        groups.setdefault(source.bank.groups[number], []).append(number)
     return groups
 
 

@@ -45,7 +45,15 @@ def landscape(axes: Axes, objective: InnerObjective, window: Window, solution: T
         ):
             arrow = pull.detach()[0] / pull.norm().detach().clamp(min=1e-12) * (window[1] - window[0]) / 6
             axes.quiver(
-                *solution, *arrow, angles="xy", scale_units="xy", scale=1, color=colour, label=label, width=0.012, zorder=3
+                *solution,
+                *arrow,
+                angles="xy",
+                scale_units="xy",
+                scale=1,
+                color=colour,
+                label=label,
+                width=0.012,
+                zorder=3,
             )
         axes.plot(*solution, "*", color=AFTER, markeredgecolor="white", markersize=15, label="φ*", zorder=4)
     axes.set(xlim=window[:2], ylim=window[2:], xlabel="weight 1", ylabel="weight 2", aspect="equal")
