@@ -63,7 +63,9 @@ def short(value: object) -> object:
 
 def show(rows: Sequence[Mapping[str, object]]) -> None:
     """Rows as a Markdown table, with the machine they were measured on."""
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    print(
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n"
+    )
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
         print("| " + " | ".join(str(short(value)) for value in row.values()) + " |")

@@ -96,7 +96,9 @@ class Study:
         for system in systems:
             curvature, linear = SYSTEMS[system] or (None, None)
             given = Given(phi)
-            adaptation = Implicit(given, linear, curvature, self.proximal) if linear else FirstOrder(given, self.proximal)
+            adaptation = (
+                Implicit(given, linear, curvature, self.proximal) if linear else FirstOrder(given, self.proximal)
+            )
             gradient, adapted = self.gradient(adaptation)
             solved = adapted.linear
             yield {
@@ -130,7 +132,9 @@ class Study:
 
             operator = LinearOperator((phi.shape[1],) * 2, matvec=product, dtype=np.float32)
             start = np.random.default_rng(0).normal(size=phi.shape[1])
-            found.append(eigsh(operator, 2, which="BE", v0=start, ncv=20, tol=0.05, return_eigenvectors=False) - strength)
+            found.append(
+                eigsh(operator, 2, which="BE", v0=start, ncv=20, tol=0.05, return_eigenvectors=False) - strength
+            )
         return float(np.min(found)), float(np.max(found))
 
 
@@ -155,7 +159,15 @@ def picture(rows: list[Row]) -> Figure:
         cosine = np.array([row["cosine"] for row in mine]).reshape(len(inner), len(systems))
         axes.imshow(cosine, vmin=0.5, vmax=1, cmap="viridis", aspect="auto")
         for (line, column), value in np.ndenumerate(cosine):
-            axes.text(column, line, f"{value:.3f}", ha="center", va="center", fontsize=7, color="white" if value < 0.85 else "black")
+            axes.text(
+                column,
+                line,
+                f"{value:.3f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if value < 0.85 else "black",
+            )
         first = {row["inner"]: row for row in mine}
         labels = [
             f"{solver}   {first[solver]['stationarity']:.3f}   [{first[solver]['lowest']:.1f}, {first[solver]['highest']:.0f}]"
@@ -173,7 +185,9 @@ def picture(rows: list[Row]) -> Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", nargs="+", default=["untrained"], metavar="PATH", help="or untrained")
-    parser.add_argument("--strengths", type=float, nargs="+", default=[2.0, 0.5, 8.0], help="λ; all solvers for the first")
+    parser.add_argument(
+        "--strengths", type=float, nargs="+", default=[2.0, 0.5, 8.0], help="λ; all solvers for the first"
+    )
     parser.add_argument("--filters", type=int, default=64, help="of the untrained network")
     parser.add_argument("--tasks", type=int, default=4)
     parser.add_argument("--reference_steps", type=int, default=400)
@@ -191,7 +205,9 @@ def main() -> None:
             solvers = list(INNER) if main_one else list(INNER)[:2]
             solvers = {solver: INNER[solver] for solver in solvers} | {"reference": Given(study.phi)}
             for solver, one in solvers.items():
-                found = [{"weights": name, "strength": strength, **row} for row in study.rows(solver, one, list(SYSTEMS))]
+                found = [
+                    {"weights": name, "strength": strength, **row} for row in study.rows(solver, one, list(SYSTEMS))
+                ]
                 rows += found
                 write("omniglot_gradients", rows)
     show(rows)

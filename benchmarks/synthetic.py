@@ -65,7 +65,7 @@ def dense(learner: MetaLearner, episode: Episode, start: Tensor) -> tuple[Tensor
     flat, criterion = learner.flat, learner.criterion
     theta, strength = flat.vector().detach(), learner.adaptation.proximal.strength().detach()
     found, gradients, spectra = [], [], []
-    for (x, y), (xq, yq), phi in zip(zip(*episode.support), zip(*episode.query), start, strict=True):
+    for x, y, xq, yq, phi in zip(*episode.support, *episode.query, start, strict=True):
 
         def inner(p: Tensor, x=x, y=y) -> Tensor:
             return criterion(flat(p, x), y) + 0.5 * (strength * (p - theta).square()).sum()
@@ -108,7 +108,13 @@ def quadratic() -> Problem:
     truth = torch.randn(tasks, size, 1, dtype=torch.float64)
     query = torch.randn(tasks, size, size, dtype=torch.float64)
     support = Examples(support.x, support.x @ truth)
-    return problem("quadratic", nn.Linear(size, 1, bias=False), strength, Episode(support, Examples(query, query @ truth)), iter(()))
+    return problem(
+        "quadratic",
+        nn.Linear(size, 1, bias=False),
+        strength,
+        Episode(support, Examples(query, query @ truth)),
+        iter(()),
+    )
 
 
 def sinusoid() -> Problem:
@@ -194,7 +200,13 @@ def linear_rows(of: Problem, grid: list[int]) -> Iterator[Row]:
             yield {"panel": "linear", "method": method, "steps": steps, "evaluations": products, "error": error}
         root = math.sqrt(of.condition)
         bound = 2 * root * ((root - 1) / (root + 1)) ** steps
-        yield {"panel": "linear", "method": "2√κ ((√κ−1)/(√κ+1))ᵏ", "steps": steps, "evaluations": steps, "error": bound}
+        yield {
+            "panel": "linear",
+            "method": "2√κ ((√κ−1)/(√κ+1))ᵏ",
+            "steps": steps,
+            "evaluations": steps,
+            "error": bound,
+        }
 
 
 def both_rows(of: Problem, grid: list[int]) -> Iterator[Row]:
@@ -209,9 +221,13 @@ def both_rows(of: Problem, grid: list[int]) -> Iterator[Row]:
         }
         for kept in (5, 20):
             if steps > kept:
-                errors[f"truncated, {kept} steps"] = of.error(outer_gradient(of.learner, unrolled(objective, lr, steps, kept), of.episode))
+                errors[f"truncated, {kept} steps"] = of.error(
+                    outer_gradient(of.learner, unrolled(objective, lr, steps, kept), of.episode)
+                )
         if steps <= 256:
-            errors["MAML, unrolled"] = of.error(outer_gradient(of.learner, unrolled(objective, lr, steps, steps), of.episode))
+            errors["MAML, unrolled"] = of.error(
+                outer_gradient(of.learner, unrolled(objective, lr, steps, steps), of.episode)
+            )
         theta = objective.theta
         errors["first order"] = of.error(outer_gradient(of.learner, phi + (theta - theta.detach()), of.episode))
         for method, error in errors.items():
@@ -230,7 +246,11 @@ def draw(axes: Axes, rows: list[Row], panel: str) -> None:
     for method in dict.fromkeys(row["method"] for row in mine):
         points = [(row["evaluations"], max(row["error"], 1e-14)) for row in mine if row["method"] == method]
         theory = "κ" in method
-        style = {"color": "black", "linewidth": 0.8, "linestyle": ":" if "√" in method else "--"} if theory else {"marker": ".", "linewidth": 1.2}
+        style = (
+            {"color": "black", "linewidth": 0.8, "linestyle": ":" if "√" in method else "--"}
+            if theory
+            else {"marker": ".", "linewidth": 1.2}
+        )
         axes.plot(*zip(*sorted(points), strict=True), label=method, **style)
     axes.set(xscale="log", yscale="log", ylim=(1e-13, 20), xlabel=PANELS[panel][0])
     axes.grid(alpha=0.3)

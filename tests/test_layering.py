@@ -18,10 +18,11 @@ INSIDE = [path for path in FILES if path != ROOT / "__init__.py"]
 LEAVES = {"checkpoint", "compat", "errors", "checks", "rows", "episode", "solution", "metrics"}
 BELOW: dict[str, set[str]] = {
     "__main__": {"cli"},
-    "cli": {"meta_learner", "data", "callbacks", "config", "report", "run", "signals"},
+    "cli": {"meta_learner", "data", "callbacks", "class_change", "config", "report", "run", "signals"},
     "report": set(),
     "run": {"callbacks", "loggers", "signals"},
     "callbacks": {"diagnostics", "figures", "loggers", "signals"},
+    "class_change": set(),
     "config": set(),
     "loggers": set(),
     "signals": set(),
