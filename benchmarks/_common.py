@@ -13,11 +13,22 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from imaml_lightning import Episode, EpisodeDataModule, InnerObjective, InnerSolver, MetaLearner, Result, Solution
-from imaml_lightning.adaptation import Adapted
+from imaml_lightning import (
+    Adaptation,
+    EpisodeDataModule,
+    Examples,
+    InnerObjective,
+    InnerSolver,
+    MetaLearner,
+    ProximalTerm,
+    Result,
+    Solution,
+)
+from imaml_lightning.adaptation import Adapted, Unrolled
 from imaml_lightning.curvature import Curvature, GaussNewton
 from imaml_lightning.data import Omniglot
 from imaml_lightning.objective import Linearisation
+from imaml_lightning.optimizers import SGD
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,7 +62,9 @@ def write(name: str, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def read(name: str) -> list[dict[str, str]]:
-    """The rows of results/<name>.csv."""
+    """The rows of results/<name>.csv, if there is one."""
+    if not (RESULTS / f"{name}.csv").exists():
+        return []
     with (RESULTS / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -117,25 +130,16 @@ class Counted(Curvature):
         return self.curvature.product(at, u)
 
 
-def unrolled(objective: InnerObjective, lr: float, steps: int, kept: int) -> Tensor:
-    """φ ``[task, param]`` after ``steps`` steps of descent, differentiable through the last ``kept`` of them.
-
-    All of them: MAML on the proximal objective. Fewer: truncated backpropagation (Shaban et al., 2019), in which θ acts
-    through the regulariser of the steps that are kept, and no longer as the start.
-    """
-    theta, phi = objective.theta, objective.start()
-    if kept >= steps:
-        phi = phi + (theta - theta.detach())
-    for step in range(steps):
-        if step < steps - kept:
-            phi = phi - lr * objective.value_and_gradient(phi)[1]
-        else:
-            phi = phi if phi.requires_grad else phi.requires_grad_()
-            phi = phi - lr * torch.autograd.grad(objective.value(phi).sum(), phi, create_graph=True)[0]
-    return phi
+def maml(lr: float, steps: int, strength: float, kept: int | None = None) -> Unrolled:
+    """Gradient descent on the proximal objective, differentiated through the last ``kept`` steps (all: MAML)."""
+    return Unrolled(SGD(lr), steps, backward_steps=kept, proximal=ProximalTerm(strength))
 
 
-def outer_gradient(learner: MetaLearner, phi: Tensor, episode: Episode) -> Tensor:
-    """The gradient ``[param]`` of the mean query loss at ``phi [task, param]`` in all of the network's parameters."""
-    loss = learner.judge(phi, episode.query)["loss"].mean()
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(learner.network.parameters()))])
+def meta_gradient(
+    learner: MetaLearner, adaptation: Adaptation, objective: InnerObjective, query: Examples
+) -> tuple[Tensor, Adapted]:
+    """The gradient ``[param]`` of the mean query loss in all of the network's parameters, and the adapted tasks."""
+    adapted = adaptation(objective)
+    loss = learner.judge(adapted.phi, query)["loss"].mean()
+    gradients = torch.autograd.grad(loss, list(learner.network.parameters()))
+    return torch.cat([g.flatten() for g in gradients]), adapted

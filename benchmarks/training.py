@@ -11,10 +11,9 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from pathlib import Path
 
 import torch
-from _common import RESULTS, evaluations, omniglot, read, save, show, write
+from _common import evaluations, omniglot, read, save, show, write
 from matplotlib.figure import Figure
 
 from imaml_lightning import FirstOrder, Implicit, MetaLearner, ProximalTerm
@@ -127,8 +126,7 @@ def main() -> None:
     for name in options.variants:
         rows: list = train(name, options)
         show(rows[-1:])
-        kept = read(options.name) if Path(RESULTS / f"{options.name}.csv").exists() else []
-        write(options.name, [row for row in kept if row["variant"] != name] + rows)
+        write(options.name, [row for row in read(options.name) if row["variant"] != name] + rows)
     save(picture(read(options.name)), options.name)
 
 
