@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 from imaml_lightning import (
     Adaptation,
@@ -41,15 +41,6 @@ def omniglot(query: int) -> EpisodeDataModule:
     """5-way 1-shot episodes of the paper's split, from the folder that $IMAML_OMNIGLOT_ROOT names (or ``data``)."""
     root = os.environ.get("IMAML_OMNIGLOT_ROOT", "data")
     return EpisodeDataModule(Omniglot(root, download=True, splits="random"), query=query, eval_query=15)
-
-
-def evaluations(adapted: Adapted, query: int) -> float:
-    """Gradient evaluations of the support loss that one task's share of a meta-step came to, the mean over tasks.
-
-    The query set counts by its size in support sets (``query``), a curvature product for two.
-    """
-    linear = 0.0 if adapted.linear is None else adapted.linear.steps.double().mean().item()
-    return adapted.inner.steps.double().mean().item() + 1 + PRODUCT * linear + query
 
 
 def write(name: str, rows: Sequence[Mapping[str, object]]) -> None:
@@ -90,21 +81,41 @@ def save(figure: Figure, name: str) -> None:
     print(RESULTS / f"{name}.png")
 
 
+@dataclass
 class Tally:
-    """Counts the forward passes of a network, which are gradient evaluations in an inner solve, and products with A."""
+    """Gradient evaluations and curvature products that were made for a chunk of tasks."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self.passes = self.products = 0
-        network.register_forward_hook(self._passed)
+    gradients: int = 0
+    products: int = 0
 
-    def _passed(self, *_: object) -> None:
-        self.passes += 1
-
+    @property
     def evaluations(self) -> int:
-        """Gradient evaluations since the last call, a product counted as ``PRODUCT``."""
-        count = self.passes + PRODUCT * self.products
-        self.passes = self.products = 0
-        return count
+        """Both together, a product counted as ``PRODUCT`` gradients."""
+        return self.gradients + PRODUCT * self.products
+
+
+class CountedObjective(InnerObjective):
+    """An objective that keeps a tally. A gradient that is differentiated again costs one product more, on the way back."""
+
+    def __init__(self, objective: InnerObjective, tally: Tally) -> None:
+        parts = (objective.network, objective.support, objective.theta, objective.proximal, objective.criterion)
+        super().__init__(*parts)
+        self.tally = tally
+
+    def value_and_gradient(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        before = self.tally.gradients
+        found = super().value_and_gradient(phi)
+        self.tally.gradients = before + 1  # also where it is made of another one
+        return found
+
+    def linearise(self, phi: Tensor, second_order: bool = True) -> Linearisation:
+        self.tally.gradients += 1
+        return super().linearise(phi, second_order)
+
+    def gradient(self, phi: Tensor) -> Tensor:
+        self.tally.gradients += 1
+        self.tally.products += 1
+        return super().gradient(phi)
 
 
 @dataclass(frozen=True)
@@ -119,11 +130,15 @@ class Given(InnerSolver):
 
 
 @dataclass(frozen=True)
-class Counted(Curvature):
-    """Another curvature, its products counted."""
+class CountedCurvature(Curvature):
+    """Another curvature that keeps a tally."""
 
     curvature: Curvature = GaussNewton()  # noqa: RUF009 (it is immutable)
     tally: Tally | None = None
+
+    @property
+    def second_order(self) -> bool:
+        return self.curvature.second_order
 
     def _product(self, at: Linearisation, u: Tensor) -> Tensor:
         self.tally.products += 1
