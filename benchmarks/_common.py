@@ -11,13 +11,24 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
-from imaml_lightning import Episode, EpisodeDataModule, InnerObjective, InnerSolver, MetaLearner, Result, Solution
-from imaml_lightning.adaptation import Adapted
+from imaml_lightning import (
+    Adaptation,
+    EpisodeDataModule,
+    Examples,
+    InnerObjective,
+    InnerSolver,
+    MetaLearner,
+    ProximalTerm,
+    Result,
+    Solution,
+)
+from imaml_lightning.adaptation import Adapted, Unrolled
 from imaml_lightning.curvature import Curvature, GaussNewton
 from imaml_lightning.data import Omniglot
 from imaml_lightning.objective import Linearisation
+from imaml_lightning.optimizers import SGD
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -32,15 +43,6 @@ def omniglot(query: int) -> EpisodeDataModule:
     return EpisodeDataModule(Omniglot(root, download=True, splits="random"), query=query, eval_query=15)
 
 
-def evaluations(adapted: Adapted, query: int) -> float:
-    """Gradient evaluations of the support loss that one task's share of a meta-step came to, the mean over tasks.
-
-    The query set counts by its size in support sets (``query``), a curvature product for two.
-    """
-    linear = 0.0 if adapted.linear is None else adapted.linear.steps.double().mean().item()
-    return adapted.inner.steps.double().mean().item() + 1 + PRODUCT * linear + query
-
-
 def write(name: str, rows: Sequence[Mapping[str, object]]) -> None:
     """Rows, four digits of each figure, to results/<name>.csv."""
     RESULTS.mkdir(exist_ok=True)
@@ -51,7 +53,9 @@ def write(name: str, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def read(name: str) -> list[dict[str, str]]:
-    """The rows of results/<name>.csv."""
+    """The rows of results/<name>.csv, if there is one."""
+    if not (RESULTS / f"{name}.csv").exists():
+        return []
     with (RESULTS / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -77,21 +81,41 @@ def save(figure: Figure, name: str) -> None:
     print(RESULTS / f"{name}.png")
 
 
+@dataclass
 class Tally:
-    """Counts the forward passes of a network, which are gradient evaluations in an inner solve, and products with A."""
+    """Gradient evaluations and curvature products that were made for a chunk of tasks."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self.passes = self.products = 0
-        network.register_forward_hook(self._passed)
+    gradients: int = 0
+    products: int = 0
 
-    def _passed(self, *_: object) -> None:
-        self.passes += 1
-
+    @property
     def evaluations(self) -> int:
-        """Gradient evaluations since the last call, a product counted as ``PRODUCT``."""
-        count = self.passes + PRODUCT * self.products
-        self.passes = self.products = 0
-        return count
+        """Both together, a product counted as ``PRODUCT`` gradients."""
+        return self.gradients + PRODUCT * self.products
+
+
+class CountedObjective(InnerObjective):
+    """An objective that keeps a tally. A gradient that is differentiated again costs one product more, on the way back."""
+
+    def __init__(self, objective: InnerObjective, tally: Tally) -> None:
+        parts = (objective.network, objective.support, objective.theta, objective.proximal, objective.criterion)
+        super().__init__(*parts)
+        self.tally = tally
+
+    def value_and_gradient(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        before = self.tally.gradients
+        found = super().value_and_gradient(phi)
+        self.tally.gradients = before + 1  # also where it is made of another one
+        return found
+
+    def linearise(self, phi: Tensor, second_order: bool = True) -> Linearisation:
+        self.tally.gradients += 1
+        return super().linearise(phi, second_order)
+
+    def gradient(self, phi: Tensor) -> Tensor:
+        self.tally.gradients += 1
+        self.tally.products += 1
+        return super().gradient(phi)
 
 
 @dataclass(frozen=True)
@@ -106,36 +130,31 @@ class Given(InnerSolver):
 
 
 @dataclass(frozen=True)
-class Counted(Curvature):
-    """Another curvature, its products counted."""
+class CountedCurvature(Curvature):
+    """Another curvature that keeps a tally."""
 
     curvature: Curvature = GaussNewton()  # noqa: RUF009 (it is immutable)
     tally: Tally | None = None
+
+    @property
+    def second_order(self) -> bool:
+        return self.curvature.second_order
 
     def _product(self, at: Linearisation, u: Tensor) -> Tensor:
         self.tally.products += 1
         return self.curvature.product(at, u)
 
 
-def unrolled(objective: InnerObjective, lr: float, steps: int, kept: int) -> Tensor:
-    """φ ``[task, param]`` after ``steps`` steps of descent, differentiable through the last ``kept`` of them.
-
-    All of them: MAML on the proximal objective. Fewer: truncated backpropagation (Shaban et al., 2019), in which θ acts
-    through the regulariser of the steps that are kept, and no longer as the start.
-    """
-    theta, phi = objective.theta, objective.start()
-    if kept >= steps:
-        phi = phi + (theta - theta.detach())
-    for step in range(steps):
-        if step < steps - kept:
-            phi = phi - lr * objective.value_and_gradient(phi)[1]
-        else:
-            phi = phi if phi.requires_grad else phi.requires_grad_()
-            phi = phi - lr * torch.autograd.grad(objective.value(phi).sum(), phi, create_graph=True)[0]
-    return phi
+def maml(lr: float, steps: int, strength: float, kept: int | None = None) -> Unrolled:
+    """Gradient descent on the proximal objective, differentiated through the last ``kept`` steps (all: MAML)."""
+    return Unrolled(SGD(lr), steps, backward_steps=kept, proximal=ProximalTerm(strength))
 
 
-def outer_gradient(learner: MetaLearner, phi: Tensor, episode: Episode) -> Tensor:
-    """The gradient ``[param]`` of the mean query loss at ``phi [task, param]`` in all of the network's parameters."""
-    loss = learner.judge(phi, episode.query)["loss"].mean()
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(learner.network.parameters()))])
+def meta_gradient(
+    learner: MetaLearner, adaptation: Adaptation, objective: InnerObjective, query: Examples
+) -> tuple[Tensor, Adapted]:
+    """The gradient ``[param]`` of the mean query loss in all of the network's parameters, and the adapted tasks."""
+    adapted = adaptation(objective)
+    loss = learner.judge(adapted.phi, query)["loss"].mean()
+    gradients = torch.autograd.grad(loss, list(learner.network.parameters()))
+    return torch.cat([g.flatten() for g in gradients]), adapted

@@ -7,7 +7,8 @@ extremal eigenvalues of the Hessian of L, and for each linear system the residua
 curvature, and the cosine between the meta-gradient and a reference: L-BFGS to a stationarity of 0.001 or as far as
 400 steps lead, then the Hessian's system by MINRES (the exact implicit gradient, where that point is a minimiser);
 for gradient descent also the cosine to MAML's gradient, the derivative of the steps that were taken.
-Writes benchmarks/results/omniglot_gradients.csv and .png.
+Writes
+benchmarks/results/omniglot_gradients.csv and .png; rows of weights that are not asked for stay there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from _common import Given, omniglot, outer_gradient, save, show, unrolled, write
+from _common import Given, maml, meta_gradient, omniglot, read, save, show, write
 from matplotlib.figure import Figure
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
@@ -74,25 +75,25 @@ class Study:
     def __init__(self, learner: MetaLearner, episode: Episode, strength: float, reference_steps: int) -> None:
         self.learner, self.episode = learner, episode
         self.proximal = ProximalTerm(strength)
-        self.objective = InnerObjective(
-            learner.flat, episode.support, learner.flat.vector(), self.proximal, learner.criterion
-        )
+        flat = learner.flat
+        self.objective = InnerObjective(flat, episode.support, flat.vector(), self.proximal, learner.criterion)
         tight = LBFGS(max_steps=reference_steps, lr=0.05, rtol=1e-3)
         self.phi = tight.minimise(self.objective, self.objective.start()).value
         self.reference, adapted = self.gradient(Implicit(Given(self.phi), Minres(200, 1e-4), Hessian(), self.proximal))
         self.certificate = adapted.stationarity.mean().item(), adapted.linear.residual.mean().item()
 
     def gradient(self, adaptation: Adaptation) -> tuple[Tensor, Adapted]:
-        """The meta-gradient ``[param]``."""
-        adapted = adaptation(self.objective)
-        return outer_gradient(self.learner, adapted.phi, self.episode), adapted
+        """The meta-gradient ``[param]``, and the adapted tasks."""
+        return meta_gradient(self.learner, adaptation, self.objective, self.episode.query)
 
     def rows(self, name: str, solver: InnerSolver, systems: list[str]) -> Iterator[Row]:
         phi = solver.minimise(self.objective, self.objective.start()).value
         lowest, highest = self.spectrum(phi)
         with torch.no_grad():
             accuracy = self.learner.judge(phi, self.episode.query)["accuracy"].mean().item()
-        maml = self.unrolled_gradient(solver) if isinstance(solver, GradientDescent) else None
+        unrolled = None
+        if isinstance(solver, GradientDescent):
+            unrolled, _ = self.gradient(maml(solver.lr, solver.max_steps, self.proximal.strength().item()))
         for system in systems:
             curvature, linear = SYSTEMS[system] or (None, None)
             given = Given(phi)
@@ -112,13 +113,10 @@ class Study:
                 "indefinite": (solved.result == Result.INDEFINITE).double().mean().item() if solved else math.nan,
                 "cosine": torch.cosine_similarity(gradient, self.reference, dim=0).item(),
                 "length": (gradient.norm() / self.reference.norm()).item(),
-                "cosine_maml": math.nan if maml is None else torch.cosine_similarity(gradient, maml, dim=0).item(),
+                "cosine_maml": math.nan
+                if unrolled is None
+                else torch.cosine_similarity(gradient, unrolled, dim=0).item(),
             }
-
-    def unrolled_gradient(self, solver: GradientDescent) -> Tensor:
-        """The derivative of what ``solver`` did, through all of its steps ``[param]``."""
-        phi = unrolled(self.objective, solver.lr, solver.max_steps, solver.max_steps)
-        return outer_gradient(self.learner, phi, self.episode)
 
     def spectrum(self, phi: Tensor) -> tuple[float, float]:
         """The extremal eigenvalues of ∇²L at ``phi``, over all tasks, by Lanczos' method to about 5 %."""
@@ -147,7 +145,7 @@ def weights(checkpoint: str, filters: int) -> tuple[str, MetaLearner]:
     return f"{steps} meta-steps", MetaLearner.load_from_checkpoint(checkpoint, map_location="cpu")
 
 
-def picture(rows: list[Row]) -> Figure:
+def picture(rows: list[dict[str, str]]) -> Figure:
     """A table for each set of weights and λ: the cosine for every inner solver and linear system."""
     tables = list(dict.fromkeys((row["weights"], row["strength"]) for row in rows))
     counts = [len({r["inner"] for r in rows if (r["weights"], r["strength"]) == table}) for table in tables]
@@ -156,7 +154,7 @@ def picture(rows: list[Row]) -> Figure:
     for axes, (name, strength) in zip(grid, tables, strict=True):
         mine = [row for row in rows if (row["weights"], row["strength"]) == (name, strength)]
         inner, systems = (list(dict.fromkeys(row[key] for row in mine)) for key in ("inner", "system"))
-        cosine = np.array([row["cosine"] for row in mine]).reshape(len(inner), len(systems))
+        cosine = np.array([float(row["cosine"]) for row in mine]).reshape(len(inner), len(systems))
         axes.imshow(cosine, vmin=0.5, vmax=1, cmap="viridis", aspect="auto")
         for (line, column), value in np.ndenumerate(cosine):
             axes.text(
@@ -170,12 +168,14 @@ def picture(rows: list[Row]) -> Figure:
             )
         first = {row["inner"]: row for row in mine}
         labels = [
-            f"{solver}   {first[solver]['stationarity']:.3f}   [{first[solver]['lowest']:.1f}, {first[solver]['highest']:.0f}]"
+            "{}   {:.3f}   [{:.1f}, {:.0f}]".format(
+                solver, *(float(first[solver][figure]) for figure in ("stationarity", "lowest", "highest"))
+            )
             for solver in inner
         ]
         axes.set_yticks(range(len(inner)), labels, fontsize=7)
         axes.set_xticks(range(len(systems)), systems if axes is grid[-1] else [], fontsize=7, rotation=25, ha="right")
-        axes.set_title(f"{name}, λ = {strength:g}", fontsize=9)
+        axes.set_title(f"{name}, λ = {strength}", fontsize=9)
     figure.suptitle(
         "cosine to the reference meta-gradient; at the left ‖∇G‖/‖∇L‖ and the extremal eigenvalues of ∇²L", fontsize=9
     )
@@ -193,9 +193,10 @@ def main() -> None:
     parser.add_argument("--reference_steps", type=int, default=400)
     options = parser.parse_args()
     data = omniglot(query=5)
-    rows: list[Row] = []
     for checkpoint in options.checkpoints:
         name, learner = weights(checkpoint, options.filters)
+        kept: list = [row for row in read("omniglot_gradients") if row["weights"] != name]
+        rows: list[Row] = []
         episode = data.episode("train", 10**6, tasks=options.tasks)
         for strength in options.strengths:
             study = Study(learner, episode, strength, options.reference_steps)
@@ -209,9 +210,9 @@ def main() -> None:
                     {"weights": name, "strength": strength, **row} for row in study.rows(solver, one, list(SYSTEMS))
                 ]
                 rows += found
-                write("omniglot_gradients", rows)
-    show(rows)
-    save(picture(rows), "omniglot_gradients")
+                write("omniglot_gradients", kept + rows)
+        show(rows)
+    save(picture(read("omniglot_gradients")), "omniglot_gradients")
 
 
 if __name__ == "__main__":

@@ -15,16 +15,25 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from _common import Counted, Given, Tally, outer_gradient, save, unrolled, write
+from _common import CountedCurvature, CountedObjective, Given, Tally, maml, meta_gradient, save, write
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import hessian
 
-from imaml_lightning import EpisodeDataModule, Implicit, InnerSolver, LinearSolver, MetaLearner, ProximalTerm
+from imaml_lightning import (
+    Adaptation,
+    EpisodeDataModule,
+    FirstOrder,
+    Implicit,
+    InnerSolver,
+    LinearSolver,
+    MetaLearner,
+    ProximalTerm,
+)
 from imaml_lightning.curvature import Curvature, GaussNewton, Hessian
 from imaml_lightning.data import Sinusoid
 from imaml_lightning.episode import Episode, Examples
@@ -56,8 +65,18 @@ class Problem:
     largest: float  # curvature of G at θ and φ*
     condition: float  # at φ*
 
-    def error(self, gradient: Tensor) -> float:
+    @property
+    def objective(self) -> InnerObjective:
+        return self.learner.objective(self.episode.support)
+
+    def error(self, adaptation: Adaptation) -> float:
+        """The relative error of its meta-gradient."""
+        gradient, _ = meta_gradient(self.learner, adaptation, self.objective, self.episode.query)
         return ((gradient - self.gradient).norm() / self.gradient.norm()).item()
+
+    def implicit_error(self, phi: Tensor, linear: LinearSolver, curvature: Curvature) -> float:
+        """That of the implicit gradient at ``phi``."""
+        return self.error(Implicit(Given(phi), linear, curvature, self.learner.adaptation.proximal))
 
 
 def dense(learner: MetaLearner, episode: Episode, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +84,7 @@ def dense(learner: MetaLearner, episode: Episode, start: Tensor) -> tuple[Tensor
     flat, criterion = learner.flat, learner.criterion
     theta, strength = flat.vector().detach(), learner.adaptation.proximal.strength().detach()
     found, gradients, spectra = [], [], []
-    for (x, y), (xq, yq), phi in zip(zip(*episode.support), zip(*episode.query), start, strict=True):
+    for x, y, xq, yq, phi in zip(*episode.support, *episode.query, start, strict=True):
 
         def inner(p: Tensor, x=x, y=y) -> Tensor:
             return criterion(flat(p, x), y) + 0.5 * (strength * (p - theta).square()).sum()
@@ -87,10 +106,10 @@ def problem(name: str, network: nn.Module, strength: float, episode: Episode, tr
         optimizer.zero_grad()
         learner.judge(learner.adapted(batch.support).phi, batch.query)["loss"].mean().backward()
         optimizer.step()
-    objective = objective_of(learner, episode)
-    near = GradientDescent(0.01, 20_000, 1e-9).minimise(objective, objective.start()).value
+    objective = learner.objective(episode.support)
+    near = LBFGS(max_steps=500, rtol=1e-8).minimise(objective, objective.start()).value
     phi, gradient, spectra = dense(learner, episode, near)
-    assert (phi - near).norm() < 1e-2 * near.norm(), "Newton's method left the minimiser of gradient descent"
+    assert (phi - near).norm() < 1e-3 * near.norm(), "Newton's method left the minimiser that L-BFGS found"
     at_minimiser = spectra[::2]
     condition = (at_minimiser[:, -1] / at_minimiser[:, 0]).max().item()
     return Problem(name, learner, episode, phi, gradient, spectra.max().item(), condition)
@@ -130,18 +149,6 @@ def sinusoid() -> Problem:
     return problem("sinusoid network", network, 0.5, double(data.episode("test", 0, tasks=4)), train)
 
 
-def objective_of(learner: MetaLearner, episode: Episode) -> InnerObjective:
-    flat = learner.flat
-    return InnerObjective(flat, episode.support, flat.vector(), learner.adaptation.proximal, learner.criterion)
-
-
-def implicit_gradient(of: Problem, phi: Tensor, linear: LinearSolver, curvature: Curvature) -> Tensor:
-    """The meta-gradient ``[param]`` of the mean query loss, with the linear system solved at ``phi``."""
-    adaptation = Implicit(Given(phi), linear, curvature, of.learner.adaptation.proximal)
-    phi = adaptation(objective_of(of.learner, of.episode)).phi
-    return outer_gradient(of.learner, phi, of.episode)
-
-
 def inner_solvers(of: Problem, steps: int) -> dict[str, InnerSolver]:
     lr = 1 / of.largest
     root = math.sqrt(of.condition)
@@ -154,11 +161,11 @@ def inner_solvers(of: Problem, steps: int) -> dict[str, InnerSolver]:
         "Nesterov": Nesterov(lr, steps),
         "Adam": Adam(0.02, max_steps=steps),
         "L-BFGS": LBFGS(max_steps=steps),
-        "Hessian-free": HessianFree(max_steps=max(1, steps // 12)),
+        "Hessian-free": HessianFree(damping=1e-3, cg_rtol=0.01, max_steps=max(1, steps // 12)),
     }
 
 
-def linear_solvers(steps: int) -> dict[str, tuple[LinearSolver, Curvature]]:
+def linear_solvers(of: Problem, steps: int) -> dict[str, tuple[LinearSolver, Curvature]]:
     cg = ConjugateGradient(steps, 0.0)
     return {
         "CG": (cg, Hessian()),
@@ -166,72 +173,56 @@ def linear_solvers(steps: int) -> dict[str, tuple[LinearSolver, Curvature]]:
         "CG, Nyström 10": (ConjugateGradient(steps, 0.0, NystromPreconditioner(10)), Hessian()),
         "MINRES": (Minres(steps, 0.0), Hessian()),
         "Nyström": (Nystrom(steps, 0.0), Hessian()),
+        "Neumann": (Neumann(1.9 / of.largest, steps, 0.0), Hessian()),
     }
 
 
 def inner_rows(of: Problem, grid: list[int]) -> Iterator[Row]:
     """The linear system solved to rounding; what is left is the error of the inner solve."""
-    tally = Tally(of.learner.network)
-    objective = objective_of(of.learner, of.episode)
+    root = math.sqrt(of.condition)
     for steps in grid:
         for method, solver in inner_solvers(of, steps).items():
+            objective = CountedObjective(of.objective, tally := Tally())
             if isinstance(solver, HessianFree):
-                solver = HessianFree(Counted(curvature=Hessian(), tally=tally), 1e-3, 10, 0.01, solver.max_steps)
-            tally.evaluations()
+                curvature = CountedCurvature(curvature=Hessian(), tally=tally)
+                solver = replace(solver, curvature=curvature)
             phi = solver.minimise(objective, objective.start()).value
-            work = tally.evaluations()
-            error = of.error(implicit_gradient(of, phi, Minres(400, 1e-12), Hessian()))
-            yield {"panel": "inner", "method": method, "steps": steps, "evaluations": work, "error": error}
-        rate = 1 - 1 / of.condition
-        yield {"panel": "inner", "method": "(1 − 1/κ)ᵏ", "steps": steps, "evaluations": steps, "error": rate**steps}
-        rate = 1 - 1 / math.sqrt(of.condition)
-        yield {"panel": "inner", "method": "(1 − 1/√κ)ᵏ", "steps": steps, "evaluations": steps, "error": rate**steps}
+            error = of.implicit_error(phi, Minres(400, 1e-12), Hessian())
+            yield {"panel": "inner", "method": method, "evaluations": tally.evaluations, "error": error}
+        yield {"panel": "inner", "method": "(1 − 1/κ)ᵏ", "evaluations": steps, "error": (1 - 1 / of.condition) ** steps}
+        yield {"panel": "inner", "method": "(1 − 1/√κ)ᵏ", "evaluations": steps, "error": (1 - 1 / root) ** steps}
 
 
 def linear_rows(of: Problem, grid: list[int]) -> Iterator[Row]:
     """At φ*; what is left is the error of the linear solve."""
-    tally = Tally(of.learner.network)
+    root = math.sqrt(of.condition)
     for steps in grid:
-        solvers = linear_solvers(steps) | {"Neumann": (Neumann(1.9 / of.largest, steps, 0.0), Hessian())}
-        for method, (solver, curvature) in solvers.items():
-            tally.evaluations()
-            error = of.error(implicit_gradient(of, of.phi, solver, Counted(curvature=curvature, tally=tally)))
-            products, _ = tally.products, tally.evaluations()
-            yield {"panel": "linear", "method": method, "steps": steps, "evaluations": products, "error": error}
-        root = math.sqrt(of.condition)
+        for method, (solver, curvature) in linear_solvers(of, steps).items():
+            counted = CountedCurvature(curvature=curvature, tally=(tally := Tally()))
+            error = of.implicit_error(of.phi, solver, counted)
+            yield {"panel": "linear", "method": method, "evaluations": tally.products, "error": error}
         bound = 2 * root * ((root - 1) / (root + 1)) ** steps
-        yield {
-            "panel": "linear",
-            "method": "2√κ ((√κ−1)/(√κ+1))ᵏ",
-            "steps": steps,
-            "evaluations": steps,
-            "error": bound,
-        }
+        yield {"panel": "linear", "method": "2√κ ((√κ−1)/(√κ+1))ᵏ", "evaluations": steps, "error": bound}
 
 
 def both_rows(of: Problem, grid: list[int]) -> Iterator[Row]:
     """Gradient descent, and every way to differentiate what it finds."""
-    lr = 1 / of.largest
-    objective = objective_of(of.learner, of.episode)
+    lr, objective, proximal = 1 / of.largest, of.objective, of.learner.adaptation.proximal
+    strength = proximal.strength().item()
     for steps in grid:
-        phi = GradientDescent(lr, steps).minimise(objective, objective.start()).value
+        descent = GradientDescent(lr, steps)
+        phi = descent.minimise(objective, objective.start()).value
         errors = {
-            f"implicit, {cg} CG": of.error(implicit_gradient(of, phi, ConjugateGradient(cg, 0.0), Hessian()))
-            for cg in (2, 5, 10, 20)
+            f"implicit, {cg} CG": of.implicit_error(phi, ConjugateGradient(cg, 0.0), Hessian()) for cg in (2, 5, 10, 20)
         }
         for kept in (5, 20):
             if steps > kept:
-                errors[f"truncated, {kept} steps"] = of.error(
-                    outer_gradient(of.learner, unrolled(objective, lr, steps, kept), of.episode)
-                )
+                errors[f"truncated, {kept} steps"] = of.error(maml(lr, steps, strength, kept))
         if steps <= 256:
-            errors["MAML, unrolled"] = of.error(
-                outer_gradient(of.learner, unrolled(objective, lr, steps, steps), of.episode)
-            )
-        theta = objective.theta
-        errors["first order"] = of.error(outer_gradient(of.learner, phi + (theta - theta.detach()), of.episode))
+            errors["MAML, unrolled"] = of.error(maml(lr, steps, strength))
+        errors["first order"] = of.error(FirstOrder(Given(phi), proximal))
         for method, error in errors.items():
-            yield {"panel": "both", "method": method, "steps": steps, "evaluations": steps, "error": error}
+            yield {"panel": "both", "method": method, "evaluations": steps, "error": error}
 
 
 PANELS = {

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from imaml_lightning import commands
 from imaml_lightning.callbacks import PlainProgress, ProgressBar
 from imaml_lightning.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint
+from imaml_lightning.class_change import forget_options_of_the_old_class
 from imaml_lightning.config import check_restored, peek_options
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.errors import DataError, Stopped, UsageError
@@ -285,6 +286,7 @@ def main(args: ArgsType = None) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own call of torch's pytree
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # ours: a run's folder
+    forget_options_of_the_old_class()
     # jsonargparse writes the comments only if asked to.
     sys.argv[1:] = ["--print_config=comments" if arg == "--print_config" else arg for arg in sys.argv[1:]]
     show = "--traceback" in (sys.argv if args is None else args)
