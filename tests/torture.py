@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import random
@@ -20,11 +21,12 @@ from imaml_lightning.checkpoint import WholeCheckpoints, read_checkpoint, sweep
 from imaml_lightning.errors import UsageError
 
 RUN = "runs/sinusoid_5shot/000"
-STEPS = 24
-#: Four epochs of six meta-steps with a learned λ and a scheduler; a checkpoint every four.
+STEPS, EPOCH = 16, 8
+#: Two epochs with a learned λ and a scheduler; a checkpoint every four meta-steps.
 FIT = [
     *SMALL,
-    *("--trainer.max_steps", str(STEPS), "--model.adaptation.init_args.proximal.init_args.learn", "true"),
+    *("--trainer.max_steps", str(STEPS), "--data.train_batches", str(EPOCH)),
+    *("--model.adaptation.init_args.proximal.init_args.learn", "true"),
     *("--model.scheduler", "torch.optim.lr_scheduler.StepLR", "--model.scheduler.init_args.step_size", "5"),
 ]
 KINDS = {
@@ -100,8 +102,8 @@ def kill_and_resume(kind: list[str], seed: int, folder: Path, reference: dict[st
     """Kill a run at a moment drawn by ``seed``, resume it, and compare it with ``reference``."""
     rng = random.Random(seed)
     if seed % 2:  # at a chosen point; half of the time around the last batch of an epoch
-        step = rng.choice([6, 12, 18]) if rng.random() < 0.5 else rng.randrange(5, STEPS)
-        hook = rng.choice(HOOKS if step % 6 == 0 else HOOKS[:2])
+        step = EPOCH if rng.random() < 0.5 else rng.randrange(5, STEPS)
+        hook = rng.choice(HOOKS if step == EPOCH else HOOKS[:2])
         rank = rng.randrange(2) if "ddp" in kind else 0
         process = start("fit", *FIT, *kind, *sabotage("kill", step, hook, rank), folder=folder)
         process.communicate(timeout=300)
@@ -109,7 +111,7 @@ def kill_and_resume(kind: list[str], seed: int, folder: Path, reference: dict[st
         process = start("fit", *FIT, *kind, folder=folder)
         while not (folder / RUN / "last.ckpt").exists() and process.poll() is None:
             time.sleep(0.005)
-        time.sleep(4 * rng.random())
+        time.sleep(3 * rng.random())
         process.kill()
         process.communicate(timeout=300)
     gone = all_gone(process.pid, within=60)
@@ -163,13 +165,13 @@ def flip_bits(flips: int, folder: Path, checkpoint: Path) -> int:
     return caught
 
 
-def main(seeds: int, kills: int) -> None:
+def main(seeds: int, kills: int, kinds: list[str]) -> None:
     os.environ |= {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     os.environ["PYTHONPATH"] = f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[1]}"
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary)
-        for number, (kind, options) in enumerate(KINDS.items()):
+        for number, (kind, options) in enumerate((kind, KINDS[kind]) for kind in kinds):
             folder = base / str(number)
             folder.mkdir()
             assert run("fit", *FIT, *options, folder=folder).returncode == 0
@@ -189,4 +191,8 @@ def main(seeds: int, kills: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:])) if sys.argv[1:] else main(seeds=20, kills=100)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=20, help="Runs killed and resumed, of each kind.")
+    parser.add_argument("--kills", type=int, default=100, help="Saves killed; ten times as many bits are flipped.")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
+    main(**vars(parser.parse_args()))
