@@ -7,7 +7,7 @@ import os
 import sys
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from imaml_lightning.errors import DivergedError, UsageError
 CONFIG_KEY = "imaml_lightning_config"
 #: Key under which it holds the number of rows that metrics.csv had.
 ROWS_KEY = "imaml_lightning_rows"
+#: Packages whose classes a configuration may name; nothing of others is even imported, unless the person says so.
+TRUSTED = ("imaml_lightning", "torch.nn", "torch.optim", "lightning.pytorch", "lightning.fabric")
 
 
 class WholeCheckpoints(CheckpointIO):
@@ -93,6 +95,25 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
             f"checkpoint {path} is damaged or not a checkpoint of imaml_lightning: use another one"
         ) from error
     return checkpoint
+
+
+def check_trusted(options: Any, path: str | Path, trust: Sequence[str] = ()) -> None:
+    """Refuse options of a checkpoint that name a class outside the packages of ``TRUSTED`` and ``trust``.
+
+    Raises:
+        UsageError: naming the class.
+    """
+    if isinstance(options, dict):
+        options = [value for name, value in options.items() if name != "adapt"]  # patterns, with dots, of parameters
+    if isinstance(options, (list, tuple)):
+        for option in options:
+            check_trusted(option, path, trust)
+    elif isinstance(options, str) and "." in options and all(part.isidentifier() for part in options.split(".")):
+        allowed = (*TRUSTED, *trust)
+        if not any(options == package or options.startswith(f"{package}.") for package in allowed):
+            raise UsageError(
+                f"checkpoint {path} names {options}, which is not imported: name its package in trust=[…] if you trust it"
+            )
 
 
 def find_checkpoint(ckpt_path: str, output: str, name: str) -> tuple[Path, dict[str, Any]]:

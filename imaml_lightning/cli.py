@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from imaml_lightning import commands
 from imaml_lightning.callbacks import PlainProgress, ProgressBar
-from imaml_lightning.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint
+from imaml_lightning.checkpoint import CONFIG_KEY, TRUSTED, WholeCheckpoints, find_checkpoint
 from imaml_lightning.class_change import forget_options_of_the_old_class
 from imaml_lightning.config import check_restored, peek_options
 from imaml_lightning.data import EpisodeDataModule
@@ -56,8 +56,6 @@ _FIRST_LOOK = {
     "data.train_batches": 20,
     "data.val_episodes": 96,
 }
-#: Packages whose classes an option may name; --trust adds others. Nothing else is even imported.
-_TRUSTED = ["imaml_lightning", "torch.nn", "torch.optim", "lightning.pytorch", "lightning.fabric"]
 _TRAINER_DEFAULTS = {
     "inference_mode": False,  # adaptation differentiates, also in validation
     "use_distributed_sampler": False,  # episodes know their rank themselves
@@ -111,7 +109,7 @@ class CommandLine(LightningCLI):
         """Parse; where a checkpoint is named, on top of the configuration that it holds."""
         given = list(sys.argv[1:] if args is None else args)
         peeked = peek_options(given)
-        trusted = [*_TRUSTED, *filter(None, peeked.pop("trust", "").split(","))]
+        trusted = [*TRUSTED, *filter(None, peeked.pop("trust", "").split(","))]
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted)
         if "ckpt_path" in peeked and given[0] in self.subcommands():
             defaults = {"name": DEFAULT_NAME, "output": DEFAULT_OUTPUT}

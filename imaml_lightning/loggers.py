@@ -102,15 +102,17 @@ class _PatientWandb(WandbLogger):
             return super().experiment
 
 
-def wandb_logger(folder: Path, config: dict[str, Any]) -> WandbLogger:
+def wandb_logger(folder: Path, config: dict[str, Any]) -> WandbLogger | None:
     """Online where the person is logged in and the server answers, offline otherwise, never a prompt.
 
-    The same W&B run after a resume.
+    The same W&B run after a resume. None where WANDB_MODE is ``disabled``.
     """
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return None
     identity = folder / "wandb_id"
     if not identity.exists():
         identity.write_text(f"{folder.parent.name}-{folder.name}-{secrets.token_hex(3)}")
-    offline = os.environ.get("WANDB_MODE", "") in ("offline", "disabled") or not wandb.login(prompt=False)
+    offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.login(prompt=False)
     logger = _PatientWandb(
         project="imaml_lightning",
         name=f"{folder.parent.name}/{folder.name}",

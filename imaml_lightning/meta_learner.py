@@ -8,6 +8,7 @@ import resource
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imaml_lightning.adaptation import Adaptation, Adapted, Implicit
+from imaml_lightning.checkpoint import check_trusted, read_checkpoint
 from imaml_lightning.episode import Episode, Examples
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import DivergedError, UsageError
 from imaml_lightning.metrics import EpisodeMean
 from imaml_lightning.models import Conv4
 from imaml_lightning.objective import InnerObjective, task_losses
@@ -71,7 +73,7 @@ class MetaLearner(LightningModule):
         super().__init__()
         if task_chunk != "auto" and task_chunk < 1:
             raise UsageError(f"task_chunk must be at least 1, got {task_chunk}: set --model.task_chunk to auto or more")
-        if clip_norm is not None and not clip_norm > 0:
+        if clip_norm is not None and not 0 < clip_norm < float("inf"):
             raise UsageError(f"clip_norm must be positive, got {clip_norm}: set --model.clip_norm or leave it out")
         self._save_plain_hyperparameters()
         self.automatic_optimization = False
@@ -99,6 +101,25 @@ class MetaLearner(LightningModule):
         for name, value in list(self.hparams.items()):
             if isinstance(value, nn.Module) or callable(value):
                 del self.hparams[name]
+
+    @classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: str | Path, *args: Any, trust: Sequence[str] = (), **options: Any
+    ) -> MetaLearner:
+        """The learner of a checkpoint, as Lightning's method of this name, but nothing in the file is executed.
+
+        Args:
+            checkpoint_path: a file on this computer.
+            *args: as in Lightning, such as ``map_location``.
+            trust: packages, besides ours and torch's, whose classes the checkpoint may name.
+            **options: arguments of the learner that replace those in the checkpoint.
+
+        Raises:
+            UsageError: if the file is missing, damaged, or names a class of another package.
+        """
+        checkpoint = read_checkpoint(Path(checkpoint_path))
+        check_trusted(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), checkpoint_path, trust)
+        return super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
 
     @property
     def protocol(self) -> str:
@@ -200,15 +221,21 @@ class MetaLearner(LightningModule):
         )
 
     def _outer_step(self) -> Tensor:
-        """One step of the outer optimizer; a meta-gradient that is not finite is skipped and counted. Returns its norm."""
+        """One step of the outer optimizer; a meta-gradient that is not finite is skipped and counted. Returns its norm.
+
+        Raises:
+            DivergedError: it was not finite ``MAX_SKIPPED`` times in a row.
+        """
         optimizer = self.optimizers()
         # Under 16-mixed the gradients are still multiplied by the loss scale here; the optimizer's step divides it out.
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = scaler.get_scale() if scaler else 1.0
         limit = float("inf") if self.clip_norm is None else self.clip_norm * scale
         norm = nn.utils.clip_grad_norm_((p for p in self.parameters() if p.requires_grad), limit) / scale
-        if norm.isfinite() or scaler:
+        finite = bool(norm.isfinite())
+        if finite or scaler:  # a scaler skips by itself, and then lowers its scale
             optimizer.step()
+        if finite:
             self.adaptation.after_outer_step(self.flat, self.optimizers(use_pl_optimizer=False))
             self.skipped_in_a_row = 0
             if self.scheduler is not None:
@@ -217,7 +244,7 @@ class MetaLearner(LightningModule):
             self.skipped_steps += 1
             self.skipped_in_a_row += 1
             if self.skipped_in_a_row == MAX_SKIPPED:
-                raise UsageError(
+                raise DivergedError(
                     f"the meta-gradient was not finite {MAX_SKIPPED} steps in a row: lower the inner or outer learning rate"
                 )
         optimizer.zero_grad()

@@ -67,7 +67,7 @@ class RunFolder:
 
     def loggers(self, checkpoint: dict[str, Any] | None) -> list[Logger]:
         """The CSV, from where ``checkpoint`` was taken, and Weights & Biases beside it."""
-        return [AppendingCSV(self.path, checkpoint), wandb_logger(self.path, self.config)]
+        return [*filter(None, (AppendingCSV(self.path, checkpoint), wandb_logger(self.path, self.config)))]
 
     def callbacks(self, monitor: str, mode: str, every: int, signals: Signals) -> Iterator[Callback]:
         """What draws the pictures and keeps the checkpoints: the best by ``monitor``, and the last ``every`` meta-steps."""

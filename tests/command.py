@@ -38,3 +38,14 @@ def refused(*args: str, capsys: pytest.CaptureFixture[str], status: int = 2) -> 
     assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
     assert not [line for line in lines if line.startswith("Traceback")]
     return lines[-1]
+
+
+#: What a resumed run must be given, or it would be sabotaged again.
+PEACE = ["--trust", "saboteur", "--trainer.callbacks", "null"]
+
+
+def sabotage(act: str, step: int, hook: str = "on_train_batch_end", rank: int = 0) -> list[str]:
+    """The options that set the Saboteur of saboteur.py to work."""
+    callback = "--trainer.callbacks+=saboteur.Saboteur"
+    fields = {"act": act, "step": step, "hook": hook, "rank": rank}
+    return ["--trust", "saboteur", callback, *(f"--trainer.callbacks.{name}={value}" for name, value in fields.items())]
