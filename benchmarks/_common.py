@@ -103,14 +103,12 @@ class CountedObjective(InnerObjective):
         self.tally = tally
 
     def value_and_gradient(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        before = self.tally.gradients
-        found = super().value_and_gradient(phi)
-        self.tally.gradients = before + 1  # also where it is made of another one
-        return found
-
-    def linearise(self, phi: Tensor, second_order: bool = True) -> Linearisation:
         self.tally.gradients += 1
-        return super().linearise(phi, second_order)
+        return super().value_and_gradient(phi)
+
+    def linearise(self, phi: Tensor) -> Linearisation:
+        self.tally.gradients += 1
+        return super().linearise(phi)
 
     def gradient(self, phi: Tensor) -> Tensor:
         self.tally.gradients += 1
@@ -135,10 +133,6 @@ class CountedCurvature(Curvature):
 
     curvature: Curvature = GaussNewton()  # noqa: RUF009 (it is immutable)
     tally: Tally | None = None
-
-    @property
-    def second_order(self) -> bool:
-        return self.curvature.second_order
 
     def _product(self, at: Linearisation, u: Tensor) -> Tensor:
         self.tally.products += 1

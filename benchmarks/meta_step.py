@@ -54,7 +54,7 @@ def measure(way: int, shot: int, options: argparse.Namespace) -> dict[str, objec
         learner.flat, chunk.support, learner.flat.vector().detach(), adaptation.proximal, learner.criterion
     )
     phi = objective.start() + 0.01 * torch.randn(options.chunk, sum(learner.flat.sizes))
-    at, u = objective.linearise(phi, second_order=False), torch.randn_like(phi)
+    at, u = objective.linearise(phi), torch.randn_like(phi)
 
     def query() -> None:
         point = phi.clone().requires_grad_()
