@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # Two OpenMP threads that spin while they wait can be twenty times slower than one beside other work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: fit test test-slow test-gpu test-minimum bench notebooks docs lint types clean
+.PHONY: fit test test-slow test-gpu test-minimum bench bench-family notebooks docs lint types clean
 
 fit: $(VENV)/installed
 	$(RUN) -m imaml_lightning fit $(ARGS)
@@ -23,6 +23,11 @@ bench: $(VENV)/installed
 	PYTHONPATH=. $(RUN) benchmarks/sampling.py
 	PYTHONPATH=. $(RUN) benchmarks/memory.py
 	PYTHONPATH=. $(RUN) benchmarks/task_chunk.py
+
+bench-family: $(VENV)/installed
+	PYTHONPATH=. $(RUN) benchmarks/family.py
+	PYTHONPATH=. $(RUN) benchmarks/sinusoid.py
+	PYTHONPATH=. $(RUN) benchmarks/learned_rate.py
 
 # Runs the notebooks from top to bottom and keeps their outputs, without sliders, which need a live kernel.
 notebooks: $(VENV)/installed

@@ -10,7 +10,6 @@ in a process of its own. Prints a Markdown table; writes benchmarks/results/fami
 from __future__ import annotations
 
 import argparse
-import csv
 import logging
 import multiprocessing
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from _common import write
 from memory import ENVIRONMENT, processor, resident
 
 from imaml_lightning.adaptation import Adaptation, FirstOrder, Implicit, MAMLPlusPlus, Reptile, Unrolled
@@ -34,8 +34,7 @@ from imaml_lightning.models import Conv4
 from imaml_lightning.optimizers import SGD, Learned
 from imaml_lightning.proximal import ProximalTerm
 
-ROOT = Path(__file__).parents[1]
-RESULTS, PICTURE = ROOT / "benchmarks" / "results" / "family.csv", ROOT / "docs" / "family.png"
+PICTURE = Path(__file__).parents[1] / "docs" / "family.png"
 STRENGTH = 2.0
 #: The inner rate. At 0.2 the meta-gradient through five exact steps explodes (norms of 500 early in training, against 2
 #: first-order), because the rate is above 2/L; those that walk back through all steps therefore have the smaller one.
@@ -197,10 +196,7 @@ def main() -> None:
             else (f"{row['accuracy']:.1f} ± {row['ci95']:.1f} | {row['train_seconds']:.0f}")
         )
         print(f"| {row['label']} | {trained} | {seconds} | {memory} |")
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write("family", rows)
     draw(rows, options.steps)
 
 

@@ -11,13 +11,13 @@ benchmarks/results/learned_rate.csv and docs/learned_rate.png. As in figure 1 of
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from _common import write
 from family import fit_and_test
 from memory import processor
 
@@ -28,8 +28,7 @@ from imaml_lightning.meta_learner import MetaLearner
 from imaml_lightning.models import DenseNet
 from imaml_lightning.optimizers import SGD, Learned
 
-ROOT = Path(__file__).parents[1]
-RESULTS, PICTURE = ROOT / "benchmarks" / "results" / "learned_rate.csv", ROOT / "docs" / "learned_rate.png"
+PICTURE = Path(__file__).parents[1] / "docs" / "learned_rate.png"
 GROUPS = {
     "stem": "body.0.*",
     "block 1": "body.[23].*",
@@ -114,10 +113,7 @@ def main() -> None:
         mine = [row for row in rows if row["kind"] == kind]
         best = max(row["accuracy"] for row in mine)
         print(f"| {kind} | {100 * mine[-1]['accuracy']:.1f} | {100 * best:.1f} | {mine[-1]['cpu_seconds']:.0f} |")
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write("learned_rate", rows)
     draw(rows)
 
 

@@ -9,11 +9,10 @@ et al. (2017), section 5.1. Prints a Markdown table; writes benchmarks/results/s
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from _common import write
 from family import fit_and_test
 from memory import processor
 
@@ -26,7 +25,6 @@ from imaml_lightning.models import MLP
 from imaml_lightning.optimizers import SGD, Learned
 from imaml_lightning.proximal import ProximalTerm
 
-RESULTS = Path(__file__).parent / "results" / "sinusoid.csv"
 #: name -> (label, adaptation)
 MEMBERS: dict[str, tuple[str, Callable[[], Adaptation]]] = {
     "maml": ("MAML, 5 steps (10 in test)", lambda: Unrolled(SGD(0.01), steps=5, eval_steps=10)),
@@ -79,10 +77,7 @@ def main() -> None:
         print(f"| {mine[0]['label']} | {errors} | {seconds} |")
     for method, errors in PUBLISHED.items():
         print(f"| {method} (published) | {' | '.join(errors)} | |")
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write("sinusoid", rows)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """imaml_lightning: implicit MAML as a PyTorch Lightning application.
 
 Read in this order: episode, parameters, objective, solution; then adaptation (implicit.py is the method),
-inner and linear (one solver a file), curvature, proximal; then meta_learner, data and cli.
+inner and linear (one solver a file), curvature, proximal; optimizers (differentiable) for the unrolled members; then meta_learner, data and cli.
 """
 
 from imaml_lightning import compat
 
 compat.repair_torchvision()  # before anything imports lightning or torchmetrics, which look for torchvision
 
-from imaml_lightning.adaptation import Adaptation, FirstOrder, Implicit  # noqa: E402
+from imaml_lightning.adaptation import Adaptation, FirstOrder, Implicit, Unrolled  # noqa: E402
 from imaml_lightning.data import EpisodeDataModule, EpisodeSource  # noqa: E402
 from imaml_lightning.episode import Episode, Examples  # noqa: E402
 from imaml_lightning.errors import UsageError  # noqa: E402
@@ -39,6 +39,7 @@ __all__ = [
     "ProximalTerm",
     "Result",
     "Solution",
+    "Unrolled",
     "UsageError",
     "adapt",
     "load",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from imaml_lightning.adaptation import Adaptation, Adapted, LazilyCertified
 from imaml_lightning.cli import CommandLine
-from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.meta_learner import MetaLearner
 from imaml_lightning.objective import InnerObjective
 from imaml_lightning.optimizers import State, TorchRule
 from imaml_lightning.proximal import NoProximalTerm
+from imaml_lightning.signals import Signals
 from imaml_lightning.solution import Result, Solution
 
 PRESETS = sorted((CONFIGS / "algorithms").glob("*.yaml"))
@@ -35,33 +36,26 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-class Watched(MetaLearner):
-    """Remembers its parameters before training."""
-
-    def on_fit_start(self) -> None:
-        self.start = {name: p.detach().clone() for name, p in self.named_parameters()}
-
-    def moved(self) -> set[str]:
-        return {name for name, p in self.named_parameters() if not torch.equal(p, self.start[name])}
-
-
-def fit(*options: str) -> Watched:
-    """What the command line trains for one step on tiny data."""
-    command = CommandLine(
-        Watched,
-        EpisodeDataModule,
-        args=["fit", *options, *TINY],
-        save_config_callback=None,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        trainer_defaults={"inference_mode": False, "use_distributed_sampler": False, "enable_model_summary": False},
-    )
-    return command.model
-
-
 @pytest.fixture(autouse=True)
-def _no_arguments_of_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+def _watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learners remember their parameters before training; the command line sees none of pytest's arguments."""
+
+    def remember(learner: MetaLearner) -> None:
+        learner.before = {name: p.detach().clone() for name, p in learner.named_parameters()}
+
+    monkeypatch.setattr(MetaLearner, "on_fit_start", remember)
     monkeypatch.setattr(sys, "argv", ["imaml_lightning"])
+
+
+def moved(learner: MetaLearner) -> set[str]:
+    """The parameters that training has changed."""
+    return {name for name, p in learner.named_parameters() if not torch.equal(p, learner.before[name])}
+
+
+def fit(*options: str, tiny: Sequence[str] = TINY) -> MetaLearner:
+    """What the command line trains for one step on tiny data."""
+    with Signals() as signals:
+        return CommandLine(signals, ["fit", "--trust", "tiny_data,test_family", *options, *tiny]).model
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
@@ -74,7 +68,26 @@ def test_presets_train(preset: Path) -> None:
     trained = {name for name, p in learner.named_parameters() if p.requires_grad}
     # Behind a layer that starts at zero nothing moves in a first step: the body, the hidden layer of what is learned.
     behind = ("network.body", "adaptation.optimizer.net.0", "support_criterion.net.0")
-    assert learner.moved() >= {name for name in trained if not name.startswith(behind)}
+    assert moved(learner) >= {name for name in trained if not name.startswith(behind)}
+
+
+def test_rates_are_learned_in_ordinary_training() -> None:
+    source = ["--data.source.init_args.source", "tiny_data.Tiny", "--data.way", "3", "--data.tasks", "1"]
+    growth = ["--model.network.init_args.growth", "2", "--model.network.init_args.size", "8"]
+    small = [
+        "--data.shot",
+        "10",
+        "--data.query",
+        "6",
+        "--data.val_episodes",
+        "1",
+        "--data.source.init_args.held_out",
+        "2",
+    ]
+    blocks = ["--model.network.init_args.blocks", "[1,1]"]
+    config = ["--config", str(CONFIGS / "training" / "learned_rate.yaml")]
+    learner = fit(*config, *source, *growth, *small, *blocks, tiny=TINY[-6:])
+    assert moved(learner) >= {"adaptation.learned.lr.raw", "network.head.weight", "network.head.bias"}
 
 
 @dataclass(frozen=True)
@@ -122,9 +135,9 @@ def test_an_optimizer_and_a_member_of_ones_own_train_from_yaml(tmp_path: Path) -
     )
     learner = fit("--config", str(preset))
     assert type(learner.adaptation.optimizer).__name__ == "SignDescent"
-    assert "adaptation.learned.lr.raw" in learner.moved()
+    assert "adaptation.learned.lr.raw" in moved(learner)
 
     preset.write_text("model: {adaptation: {class_path: test_family.Halfway, init_args: {lr: 0.25}}}")
     learner = fit("--config", str(preset))
     assert type(learner.adaptation).__name__ == "Halfway"
-    assert {"adaptation.log_rate", "network.head.weight"} <= learner.moved()
+    assert {"adaptation.log_rate", "network.head.weight"} <= moved(learner)
