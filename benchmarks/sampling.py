@@ -1,12 +1,12 @@
-"""Episodes drawn a second by one process and one thread: 5-way 1-shot, 15 queries a class.
+"""Episodes drawn a second of processor time by one process and one thread: 5-way 1-shot, 15 queries a class.
 
     python benchmarks/sampling.py [--omniglot ROOT]
 
 Prints a Markdown table and writes ``benchmarks/results/sampling.csv``. Sampling and gathering are timed (class and image numbers,
-and the copy out of the bank as uint8); the change to floats happens on the device. Pictures of Mini-ImageNet's size come from a
+and the copy out of the bank as uint8); the change to floats happens on the device. Processor time leaves out other work on the
+machine; a data set on a slow disk would wait longer. Pictures of Mini-ImageNet's size come from a
 bank of its shape (64 classes of 600 pictures, 84 x 84 x 3) filled with noise. With ``--omniglot``, torchmeta's BatchMetaDataLoader
-is timed beside, without workers, on the same classes and sizes, resized to 28 x 28; learn2learn and easyfsl where they are installed
-are not: their samplers read one image at a time by a torch Dataset, whose speed is that of the Dataset.
+is timed beside, without workers, on the same classes, as its helper ``omniglot`` sets it up (28 x 28, floats).
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ def episodes_per_second(loader: Callable[[], Iterable[object]], batches: int) ->
     """One figure a repeat, after one to warm up."""
     figures = []
     for _ in range(REPEATS + 1):
-        start = time.perf_counter()
+        start = time.process_time()
         for _batch in loader():
             pass
-        figures.append(TASKS * batches / (time.perf_counter() - start))
+        figures.append(TASKS * batches / (time.process_time() - start))
     return figures[1:]
 
 
