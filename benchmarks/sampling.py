@@ -98,20 +98,19 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     timed: list[tuple[str, Callable[[], Iterable[object]], int]] = [
-        (type(source).__name__, ours(source, 100), 100) for source in (Glyphs(), Sinusoid(), Harmonic())
+        (type(source).__name__, ours(source, 50), 50) for source in (Glyphs(), Sinusoid(), Harmonic())
     ]
     timed.append(("84 x 84 x 3 photographs", ours(Photographs(), 20), 20))
     if args.omniglot:
-        timed.append(("Omniglot (vinyals)", ours(Omniglot(args.omniglot), 100), 100))
-        timed.append(("Omniglot (random)", ours(Omniglot(args.omniglot, splits="random"), 100), 100))
+        timed.append(("Omniglot (vinyals)", ours(Omniglot(args.omniglot), 50), 50))
+        timed.append(("Omniglot (random)", ours(Omniglot(args.omniglot, splits="random"), 50), 50))
         timed.append(("torchmeta's BatchMetaDataLoader, Omniglot", torchmeta(args.omniglot, 2), 2))
+    print(f"{machine()}\n\n| source | episodes/s, median of {REPEATS} | least | most |\n|---|---|---|---|")
     rows = []
     for name, loader, batches in timed:
         figures = sorted(episodes_per_second(loader, batches))
         rows.append((name, round(figures[REPEATS // 2]), round(figures[0]), round(figures[-1])))
-    print(f"{machine()}\n\n| source | episodes/s, median of {REPEATS} | least | most |\n|---|---|---|---|")
-    for row in rows:
-        print("| {} | {:,} | {:,} | {:,} |".format(*row))
+        print("| {} | {:,} | {:,} | {:,} |".format(*rows[-1]), flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("w", newline="") as file:
         writer = csv.writer(file)
