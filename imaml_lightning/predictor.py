@@ -43,7 +43,6 @@ class AdaptationReport:
         left_out: of examples left out in turn, how many of those whose class had another example were classified
             rightly (0 to 1), or in regression the root mean squared error; None where there are too few examples.
         baseline: what guessing would reach in the place of ``left_out``: a class at random, or the mean of the others.
-        protocol: see :attr:`MetaLearner.protocol`.
     """
 
     examples: int
@@ -54,7 +53,6 @@ class AdaptationReport:
     stationarity: float
     left_out: float | None
     baseline: float | None
-    protocol: str
 
     def __str__(self) -> str:
         kind = "examples" if self.classes is None else f"examples of {self.classes} classes"
@@ -77,8 +75,6 @@ class AdaptationReport:
             lines.append(f"left out in turn error {self.left_out:.4g}; the others' mean would have {self.baseline:.4g}")
         else:
             lines.append(f"left out in turn {self.left_out:.1%} right; guessing has {self.baseline:.1%}")
-        if self.protocol == "transductive":
-            lines.append("protocol         transductive: a prediction depends on the other examples beside it")
         return "\n".join(lines)
 
 
@@ -167,7 +163,6 @@ class Predictor:
             stationarity=self._stationarity,
             left_out=left_out,
             baseline=baseline,
-            protocol=self.learners[0].protocol,
         )
 
     def _leave_one_out(self) -> tuple[float | None, float | None]:
@@ -220,16 +215,20 @@ class Predictor:
     def _probabilities(self, learner: MetaLearner, phi: Tensor, x: Tensor, beside: Tensor | None = None) -> Tensor:
         """Outputs for ``x [example, *feature]`` at ``phi [param]``: values, or probabilities of the classes there are.
 
-        A network that normalises by the statistics of its batch is shown x beside the support set.
+        A network that normalises by the statistics of its batch sees each example beside the support set alone, so that
+        no prediction depends on what else is asked.
         """
-        beside = self.support if beside is None else beside
-        alone = learner.protocol != "transductive"
+        beside = (self.support if beside is None else beside).to(phi)
+        together = learner.protocol == "transductive"
         outputs = []
         with torch.no_grad():
-            for block in x.split(_BLOCK):
-                shown = block if alone else torch.cat([beside, block])
-                outputs.append(learner.flat(phi, shown.to(phi.dtype).to(phi.device))[-len(block) :].float().cpu())
-        joined = torch.cat(outputs)
+            for block in x.to(phi).split(_BLOCK):
+                if together:
+                    one = lambda q: learner.flat(phi, torch.cat([beside, q[None]]))[-1]  # noqa: E731
+                    outputs.append(torch.func.vmap(one, chunk_size=32)(block))
+                else:
+                    outputs.append(learner.flat(phi, block))
+        joined = torch.cat(outputs).float().cpu()
         return joined if self.labels is None else joined[:, : len(self.labels)].softmax(1)
 
     def _examples(self, learner: MetaLearner) -> Examples:

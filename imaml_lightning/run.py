@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
-from imaml_lightning.callbacks import KeepLast, Pictures, RecordRun
+from imaml_lightning.callbacks import KeepLast, Pictures, RecordRun, Waiting
 from imaml_lightning.checkpoint import sweep
 from imaml_lightning.errors import UsageError
 from imaml_lightning.loggers import AppendingCSV, wandb_logger
@@ -73,6 +73,7 @@ class RunFolder:
         """What draws the pictures and keeps the checkpoints: the best by ``monitor``, and the last ``every`` meta-steps."""
         yield Pictures(self.path)
         yield RecordRun(self.config)
+        yield Waiting()
         yield ModelCheckpoint(self.path, "best", monitor, mode=mode, enable_version_counter=False)
         yield KeepLast(self.path, every, signals)
 

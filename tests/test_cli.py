@@ -74,6 +74,7 @@ def test_csv_and_wandb_hold_every_figure(trained: tuple[Path, str]) -> None:
             "train/gradient_norm",
             "train/strength",
             "train/seconds",
+            "train/waiting",
             "train/peak_memory_mb",
             "test/loss",
             "test/loss_ci95",

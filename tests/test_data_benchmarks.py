@@ -12,8 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from command import CONFIGS
 from raw_archives import WRITERS, tar
 
+from imaml_lightning import data
+from imaml_lightning.cli import main
 from imaml_lightning.data import SPLITS, Benchmark
 from imaml_lightning.data import archives as files
 from imaml_lightning.data import torchmeta_adapter as adapter
@@ -225,3 +229,49 @@ def test_download_that_cannot_be_says_which_file_to_bring(server, tmp_path: Path
     monkeypatch.setattr(files, "_MOST_BYTES", 1000)
     with pytest.raises(UsageError, match="sends more than"):
         files.fetch(url, tmp_path / "x.tar", "0")
+
+
+# --- configurations ------------------------------------------------------------------------------------
+
+
+def command(*args: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["imaml_lightning"])
+    main(list(args))
+
+
+@pytest.mark.parametrize("config", sorted((CONFIGS / "benchmarks").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_benchmark_config_is_understood(config: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command("fit", "--config", str(config), "--print_config", monkeypatch=monkeypatch)
+    assert ended.value.code == 0
+    understood = yaml.safe_load(capsys.readouterr().out)
+    source = understood["data"]["source"]
+    made = getattr(data, source["class_path"].rpartition(".")[2])(**source["init_args"])
+    network = understood["model"]["network"]["init_args"]
+    if len(made.shape) == 3:
+        assert made.shape == (network["channels"], network["size"], network["size"])
+    else:
+        assert made.shape == (network["features"],)
+        assert network["outputs"] == understood["data"]["way"]
+
+
+def test_every_benchmark_has_a_config() -> None:
+    assert set(SETS) <= {path.stem for path in (CONFIGS / "benchmarks").glob("*.yaml")}
+
+
+def test_benchmark_trains_from_the_command_line(published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = published("plants_shape")
+    monkeypatch.chdir(tmp_path)
+    options = [
+        "--data.source.archive",
+        str(archive),
+        "--data.query",
+        "2",
+        "--data.eval_query",
+        "2",
+        "--data.tasks",
+        "2",
+    ]
+    config = str(CONFIGS / "benchmarks" / "plants_shape.yaml")
+    quick = ["--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu"]
+    command("fit", "--config", config, *options, *quick, monkeypatch=monkeypatch)

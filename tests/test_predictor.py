@@ -131,7 +131,7 @@ def test_images_and_batch_statistics() -> None:
     phi = learner.adapted(Examples(x.float()[None] / 255, torch.tensor([[0, 1] * 4]))).phi[0]
     expected = learner.flat(phi, torch.cat([x, x[:1]]).float() / 255)[-1:].softmax(1)
     torch.testing.assert_close(predictor(x[:1]), expected.detach())
-    assert "transductive" in str(predictor.report())
+    torch.testing.assert_close(predictor(x[:5])[:1], predictor(x[:1]))  # whatever else is asked
 
 
 @pytest.mark.parametrize(

@@ -5,5 +5,6 @@ from imaml_lightning.callbacks.pictures import Pictures
 from imaml_lightning.callbacks.plain_progress import PlainProgress
 from imaml_lightning.callbacks.progress_bar import ProgressBar
 from imaml_lightning.callbacks.record_run import RecordRun
+from imaml_lightning.callbacks.waiting import Waiting
 
-__all__ = ["KeepLast", "Pictures", "PlainProgress", "ProgressBar", "RecordRun"]
+__all__ = ["KeepLast", "Pictures", "PlainProgress", "ProgressBar", "RecordRun", "Waiting"]
