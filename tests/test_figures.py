@@ -86,7 +86,7 @@ def test_landscape_marks_the_balance_of_pulls() -> None:
     built = learner(nn.Linear(2, 1, bias=False), implicit(), nn.MSELoss())
     objective = built.objective(points().support)
     phi = built.adapted(points().support).phi.detach()
-    figure, (axes,) = side_by_side(1)
+    _, (axes,) = side_by_side(1)
     landscape(axes, objective, (-2.0, 2.0, -2.0, 2.0), phi[0])
     data, prior = (arrow for arrow in axes.collections if hasattr(arrow, "U"))
     assert [*data.U, *data.V] == pytest.approx([*-prior.U, *-prior.V], abs=1e-5)
