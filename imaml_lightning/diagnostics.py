@@ -44,13 +44,22 @@ def trace(solver: InnerSolver, objective: InnerObjective) -> Tensor:
     return torch.stack([*traced.points, end])
 
 
-def adaptation_curve(learner: MetaLearner, episode: Episode, max_steps: int | None = None) -> dict[str, Tensor]:
-    """Query ``loss [point, task]``, and ``accuracy`` for classes, along the way of the adaptation.
+@dataclass(frozen=True)
+class Curve:
+    """Figures of each task along its adaptation."""
+
+    evaluations: list[int]  # [point], of the gradient, since θ
+    figures: dict[str, Tensor]  # loss [point, task], and accuracy [point, task] for classes
+
+
+def adaptation_curve(learner: MetaLearner, episode: Episode, max_steps: int | None = None, points: int = 12) -> Curve:
+    """The query loss, and for classes the accuracy, along the way of the adaptation.
 
     Args:
         learner: whose adaptation goes that way.
         episode: tasks as the learner sees them.
         max_steps: of the inner solver, in place of its own, to look beyond.
+        points: of the way at which the query set is judged, about; denser at its beginning.
 
     Raises:
         UsageError: max_steps is given, and the adaptation has no inner solver.
@@ -68,8 +77,10 @@ def adaptation_curve(learner: MetaLearner, episode: Episode, max_steps: int | No
             traced = TracedObjective(objective)
             end = learner.adaptation(traced).phi
             path = torch.stack([*traced.points, end])
-        figures = [learner.judge(phi, episode.query) for phi in path]
-    return {name: torch.stack([figure[name] for figure in figures]) for name in figures[0]}
+        last = len(path) - 1
+        chosen = sorted({round(last * (number / (points - 1)) ** 2) for number in range(points)})
+        figures = [learner.judge(path[number], episode.query) for number in chosen]
+    return Curve(chosen, {name: torch.stack([figure[name] for figure in figures]) for name in figures[0]})
 
 
 @dataclass(frozen=True)

@@ -41,19 +41,22 @@ def test_trace_is_the_way_of_gradient_descent() -> None:
 def test_adaptation_curve_goes_from_theta_to_phi_and_beyond() -> None:
     built, episode = learner(smooth_conv(), implicit(steps=4)), images()
     curve = adaptation_curve(built, episode)
+    assert curve.evaluations == [0, 1, 2, 3, 4]
     before, after = built.outputs(episode)
     for outputs, row in ((before, 0), (after, -1)):
         accuracy = (outputs.argmax(-1) == episode.query.y).double().mean(1)
-        torch.testing.assert_close(curve["accuracy"][row], accuracy)
-    longer = adaptation_curve(built, episode, max_steps=9)
-    assert longer["loss"].shape == (10, 3)
-    torch.testing.assert_close(longer["loss"][:5], curve["loss"])
+        torch.testing.assert_close(curve.figures["accuracy"][row], accuracy)
+    longer = adaptation_curve(built, episode, max_steps=90)
+    assert longer.evaluations[-1] == 90
+    assert longer.figures["loss"].shape == (len(longer.evaluations), 3)
+    shared = [longer.evaluations.index(step) for step in (0, 1, 3)]
+    torch.testing.assert_close(longer.figures["loss"][shared], curve.figures["loss"][[0, 1, 3]])
 
 
 @pytest.mark.parametrize("kind", [Unrolled, Reptile])
 def test_adaptations_without_an_inner_solver_have_curves_and_no_linear_solve(kind: type[Unrolled]) -> None:
     built, episode = learner(smooth_conv(), kind(SGD(lr=0.1), steps=3, proximal=ProximalTerm(0.5))), images()
-    assert adaptation_curve(built, episode)["loss"].shape == (4, 3)
+    assert adaptation_curve(built, episode).figures["loss"].shape == (4, 3)
     assert solves(built, episode).linear is None
     with pytest.raises(UsageError, match="no inner solver"):
         adaptation_curve(built, episode, max_steps=9)

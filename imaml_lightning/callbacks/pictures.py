@@ -19,16 +19,16 @@ from imaml_lightning.figures import (
     solve_histograms,
 )
 
-TASKS = 16  # fixed validation tasks that are looked at
+TASKS = 8  # fixed validation tasks that are looked at
 SHEETS = 3  # of which so many are shown as contact sheets
 
 
 class Pictures(Callback):
     """After each validation, draws in the run's folder and in W&B: episodes, adaptation, the solves, and learning.
 
-    ``episode*.png`` are the first validation tasks before and after adaptation, ``adaptation.png`` the score of 16
+    ``episode*.png`` are the first validation tasks before and after adaptation, ``adaptation.png`` the score of 8
     of them over the inner steps, ``solves.png`` the errors of their inner and linear solves and how these ended,
-    ``learning.png`` the whole run so far. The costs are those of about two meta-steps a validation.
+    ``learning.png`` the whole run so far. The costs are those of one or two meta-steps a validation.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,7 +53,8 @@ class Pictures(Callback):
         elif episode.query.x.ndim == 5:  # images, not the features of a table
             for task in range(min(SHEETS, tasks)):
                 yield f"episode{task or ''}", contact_sheet(episode, before, after, task)
-        yield "adaptation", adaptation_curves(adaptation_curve(learner, episode))
+        curve = adaptation_curve(learner, episode)
+        yield "adaptation", adaptation_curves(curve.evaluations, curve.figures)
         report = solves(learner, episode)
         yield "solves", solve_histograms(report.inner, report.stationarity, report.linear)
         if (self.folder / "metrics.csv").exists():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -9,23 +11,29 @@ from torch import Tensor
 from imaml_lightning.figures.style import AFTER, TRAIN, WRONG
 
 
-def adaptation_curves(curve: dict[str, Tensor], trained_steps: int | None = None) -> Figure:
+def adaptation_curves(
+    evaluations: Sequence[int], figures: Mapping[str, Tensor], trained_steps: int | None = None
+) -> Figure:
     """Accuracy (or loss) of every task over the gradient evaluations of the inner solver, and their median.
 
     Args:
-        curve: ``loss [point, task]``, and ``accuracy [point, task]`` for classes.
+        evaluations: of the gradient at each ``point``.
+        figures: ``loss [point, task]``, and ``accuracy [point, task]`` for classes.
         trained_steps: where the solver stops in training, if the curve goes on from there.
     """
-    figure = Figure(figsize=(4.2 * len(curve), 3.2), layout="constrained")
-    for axes, (name, values) in zip(figure.subplots(1, len(curve), squeeze=False)[0], curve.items(), strict=True):
+    figure = Figure(figsize=(4.2 * len(figures), 3.2), layout="constrained")
+    for axes, (name, values) in zip(figure.subplots(1, len(figures), squeeze=False)[0], figures.items(), strict=True):
         values = values.double().cpu()
-        steps = range(len(values))
-        axes.plot(steps, values, color=TRAIN, alpha=0.35, linewidth=0.8)
+        axes.plot(evaluations, values, color=TRAIN, alpha=0.35, linewidth=0.8)
         axes.plot(
-            steps, values.nanquantile(0.5, dim=1), color=AFTER, linewidth=2, label=f"median of {values.shape[1]} tasks"
+            evaluations,
+            values.nanquantile(0.5, dim=1),
+            color=AFTER,
+            linewidth=2,
+            label=f"median of {values.shape[1]} tasks",
         )
         low, high = values.nanquantile(torch.tensor([0.25, 0.75], dtype=torch.float64), dim=1)
-        axes.fill_between(steps, low, high, color=AFTER, alpha=0.15, linewidth=0, label="middle half")
+        axes.fill_between(evaluations, low, high, color=AFTER, alpha=0.15, linewidth=0, label="middle half")
         if trained_steps is not None:
             axes.axvline(trained_steps, color=WRONG, linestyle=":", label="where training stops")
         axes.set(xlabel="gradient evaluations of the inner solver", ylabel=f"query {name}")

@@ -29,7 +29,7 @@ def confusion_figure(shares: Tensor, names: Sequence[str], title: str) -> Figure
     size = 1.5 + 0.16 * len(names)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.subplots()
-    mistakes = shares.clone().fill_diagonal_(float("nan"))
+    mistakes = shares.clone().fill_diagonal_(float("nan")).numpy()
     image = axes.imshow(mistakes, cmap="Reds", vmin=0)
     ticks = range(len(names))
     axes.set_xticks(ticks, names, fontsize=8)

@@ -49,5 +49,5 @@ def contact_sheet(episode: Episode, before: Tensor, after: Tensor, task: int = 0
 
 
 def _image(axes: Axes, image: Tensor) -> None:
-    axes.imshow(image.permute(1, 2, 0).squeeze(-1).cpu(), cmap="gray_r", vmin=0, vmax=1)
+    axes.imshow(image.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray_r", vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[])

@@ -32,8 +32,8 @@ def landscape(axes: Axes, objective: InnerObjective, window: Window, solution: T
             torch.func.vmap(lambda phi, of=of: of(phi)[0])(grid).reshape(61, 61)
             for of in (objective.value, objective.support_loss)
         )
-    axes.contourf(x, y, value, levels=_levels(value), cmap="Blues_r", alpha=0.6)
-    axes.contour(x, y, loss, levels=_levels(loss), colors=BEFORE, linewidths=0.6, linestyles="dashed")
+    axes.contourf(x, y, value.numpy(), levels=_levels(value), cmap="Blues_r", alpha=0.6)
+    axes.contour(x, y, loss.numpy(), levels=_levels(loss), colors=BEFORE, linewidths=0.6, linestyles="dashed")
     theta = objective.theta.detach()
     axes.plot(*theta, "s", color="black", markersize=7, label="θ")
     if solution is not None:

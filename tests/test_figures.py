@@ -1,0 +1,110 @@
+"""Figures say what their data say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.colors import to_hex
+from tiny_learners import implicit, learner, points
+from torch import nn
+
+from imaml_lightning.episode import Episode, Examples
+from imaml_lightning.figures import (
+    adaptation_curves,
+    calibration_figure,
+    confusion_figure,
+    contact_sheet,
+    landscape,
+    learning_curves,
+    paths,
+    regression_fits,
+    side_by_side,
+    sliders,
+    solve_histograms,
+    way_and_shot_figure,
+)
+from imaml_lightning.figures.style import RIGHT, WRONG
+from imaml_lightning.solution import Result, Solution
+
+
+def solution(result: list[int], residual: list[float]) -> Solution:
+    codes, sizes = torch.tensor(result), torch.tensor(residual)
+    return Solution(torch.zeros(len(codes), 2), codes, codes, sizes, sizes)
+
+
+def test_contact_sheet_marks_right_and_wrong() -> None:
+    x, y = torch.rand(2, 4, 1, 5, 5), torch.tensor([[0, 0, 1, 1]] * 2)
+    episode = Episode(Examples(x, y), Examples(x, y))
+    after = torch.tensor([[2.0, 0], [0, 2], [0, 2], [0, 2]]).expand(2, 4, 2)
+    figure = contact_sheet(episode, torch.zeros(2, 4, 2), after, task=1)
+    shown = [axes for axes in figure.axes if "→" in axes.get_xlabel()]
+    assert [axes.get_xlabel() for axes in shown] == ["0 → 0   88%", "0 → 1   88%", "0 → 1   88%", "0 → 1   88%"]
+    colours = [to_hex(axes.spines["left"].get_edgecolor()) for axes in shown]
+    assert colours == [RIGHT, WRONG, RIGHT, RIGHT]
+
+
+def test_learning_curves_draw_what_a_run_logged_and_name_what_it_did_not(tmp_path: Path) -> None:
+    header = "step,train/loss,train/linear_residual,train/linear_converged,train/linear_step_limit,val/loss"
+    (tmp_path / "metrics.csv").write_text(f"{header}\n4,2.0,0.1,0.75,0.25,\n4,,,,,3.0\n9,1.0,0.2,0.5,0.5,\n")
+    figure = learning_curves(tmp_path)
+    accuracy, loss, errors, ended, *_ = figure.axes
+    assert [t.get_text() for t in accuracy.texts] == ["not in this run"]
+    assert loss.lines[0].get_xydata().tolist() == [[5, 2], [10, 1]]
+    assert errors.lines[0].get_ydata().tolist() == [0.1, 0.2]
+    assert ended.get_legend_handles_labels()[1] == ["converged", "step limit"]
+
+
+def test_solve_histograms_count_every_task() -> None:
+    linear = solution([Result.CONVERGED, Result.STEP_LIMIT, Result.NONFINITE], [0.0, 0.5, float("nan")])
+    figure = solve_histograms(linear, torch.tensor([0.1, 0.2, 0.3]), linear)
+    for axes in figure.axes:
+        assert sum(patch.get_height() for patch in axes.patches) == 3
+    assert figure.axes[1].get_legend_handles_labels()[1] == ["converged: 1", "step limit: 1", "nonfinite: 1"]
+    assert len(solve_histograms(linear, torch.ones(3), None).axes) == 1
+
+
+def test_adaptation_curves_show_the_median() -> None:
+    losses = torch.tensor([[3.0, 2.0, 10.0], [1.0, 0.0, 2.0]])
+    axes = adaptation_curves([0, 7], {"loss": losses}, trained_steps=4).axes[0]
+    median = next(line for line in axes.lines if line.get_label() == "median of 3 tasks")
+    assert median.get_xydata().tolist() == [[0, 3], [7, 1]]
+
+
+def test_regression_fits_are_sorted_by_x() -> None:
+    episode = points(features=1)
+    built = learner(nn.Sequential(nn.Linear(1, 3), nn.Softplus(), nn.Linear(3, 1)), implicit(steps=3), nn.MSELoss())
+    before, after = built.outputs(episode)
+    axes = regression_fits(episode, before, after, spread=torch.ones(3, 9)).axes[0]
+    x = axes.lines[2].get_xdata()
+    assert (x[1:] >= x[:-1]).all()
+    assert sorted(axes.lines[2].get_ydata().tolist()) == sorted(after[0, :, 0].tolist())
+
+
+def test_landscape_marks_the_balance_of_pulls() -> None:
+    built = learner(nn.Linear(2, 1, bias=False), implicit(), nn.MSELoss())
+    objective = built.objective(points().support)
+    phi = built.adapted(points().support).phi.detach()
+    _, (axes,) = side_by_side(1)
+    landscape(axes, objective, (-2.0, 2.0, -2.0, 2.0), phi[0])
+    data, prior = (arrow for arrow in axes.collections if hasattr(arrow, "U"))
+    assert [*data.U, *data.V] == pytest.approx([*-prior.U, *-prior.V], abs=1e-5)
+    paths(axes, {"straight": torch.stack([objective.start()[0], phi[0]])})
+    assert axes.lines[-1].get_label() == "straight"
+
+
+def test_classification_figures() -> None:
+    table = {(2, 1): (0.8, 0.1), (5, 1): (0.6, 0.1), (2, 5): (0.9, 0.1), (5, 5): (0.7, 0.1)}
+    assert way_and_shot_figure(table).axes[0].get_legend_handles_labels()[1] == ["guessing", "1-shot", "5-shot"]
+    half = torch.tensor([0.5])
+    assert calibration_figure(half, half, half, 0.25).axes[0].get_title() == "expected calibration error 0.250"
+    shares = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
+    shown = confusion_figure(shares, "ab", "letters").axes[0].images[0].get_array()
+    assert shown[0, 1] == pytest.approx(0.1)
+    assert shown.mask.diagonal().all()
+
+
+def test_sliders_are_still_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAML_STILL", "1")
+    assert sliders(lambda **options: options, a=(0.0, 1.0, 0.5)) == {"a": 0.5}
