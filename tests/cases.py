@@ -1,4 +1,4 @@
-"""Problems as data: spectra for linear solvers, quadratics for inner solvers."""
+"""Every solver by name, and problems as data: spectra for linear solvers, quadratics for inner solvers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from imaml_lightning.curvature import Hessian
 from imaml_lightning.episode import Examples
+from imaml_lightning.inner import (
+    LBFGS,
+    Adam,
+    BacktrackingGradientDescent,
+    BarzilaiBorwein,
+    BlackBox,
+    GradientDescent,
+    HeavyBall,
+    HessianFree,
+    InnerSolver,
+    Nesterov,
+)
+from imaml_lightning.linear import (
+    ConjugateGradient,
+    Dense,
+    DiagonalPreconditioner,
+    LinearSolver,
+    Minres,
+    Neumann,
+    Nystrom,
+    NystromPreconditioner,
+)
 from imaml_lightning.objective import InnerObjective
 from imaml_lightning.parameters import FlatNetwork
 from imaml_lightning.proximal import ProximalTerm
@@ -21,6 +44,38 @@ SPECTRA: dict[str, Sequence[float]] = {
     "indefinite": np.concatenate([-np.linspace(1, 3, 4), np.linspace(1, 8, SIZE - 4)]),
     "singular": np.concatenate([np.zeros(2), np.linspace(1, 8, SIZE - 2)]),
     "shifted_low_rank": np.concatenate([np.full(SIZE - 3, 2.0), [20.0, 40.0, 60.0]]),
+}
+
+
+def descend(value_and_gradient, start: Tensor) -> Tensor:
+    """A minimiser of the user's own."""
+    phi = start
+    for _ in range(200):
+        phi = phi - 0.15 * value_and_gradient(phi)[1]
+    return phi
+
+
+INNER_SOLVERS: dict[str, InnerSolver] = {
+    "gradient_descent": GradientDescent(0.1, 300, 1e-6),
+    "backtracking": BacktrackingGradientDescent(1.0, 300, 1e-6),
+    "barzilai_borwein": BarzilaiBorwein(0.1, 300, 1e-6),
+    "heavy_ball": HeavyBall(0.1, 300, 1e-6, momentum=0.5),
+    "nesterov": Nesterov(0.1, 300, 1e-6),
+    "adam": Adam(0.05, 600, 1e-3, beta2=0.99),
+    "lbfgs": LBFGS(max_steps=100, rtol=1e-6),
+    "hessian_free": HessianFree(max_steps=100, rtol=1e-6),
+    "hessian_free_newton": HessianFree(Hessian(), max_steps=100, rtol=1e-6),
+    "scipy": BlackBox("L-BFGS-B", 100, 1e-6),
+    "function": BlackBox(descend, rtol=1e-6),
+}
+LINEAR_SOLVERS: dict[str, LinearSolver] = {
+    "cg": ConjugateGradient(60, 1e-6),
+    "cg_diagonal": ConjugateGradient(60, 1e-6, DiagonalPreconditioner()),
+    "cg_nystrom": ConjugateGradient(60, 1e-6, NystromPreconditioner(6)),
+    "minres": Minres(60, 1e-6),
+    "neumann": Neumann(0.1, 300, 1e-6),
+    "nystrom": Nystrom(30, 1e-6),
+    "dense": Dense(1e-6),
 }
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from cases import SPECTRA, quadratic, rows_of, with_support
+from cases import INNER_SOLVERS, SPECTRA, quadratic, rows_of, with_support
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from imaml_lightning.curvature import Hessian
 from imaml_lightning.errors import UsageError
 from imaml_lightning.inner import (
     LBFGS,
@@ -32,34 +31,14 @@ from imaml_lightning.solution import Result, Solution
 RTOL = 1e-3
 
 
-def descend(value_and_gradient, start: Tensor) -> Tensor:
-    """A minimiser of the user's own."""
-    phi = start
-    for _ in range(60):
-        phi = phi - 0.15 * value_and_gradient(phi)[1]
-    return phi
-
-
-SOLVERS: dict[str, InnerSolver] = {
-    "gradient_descent": GradientDescent(0.15, 120, RTOL),
-    "backtracking": BacktrackingGradientDescent(1.0, 120, RTOL),
-    "barzilai_borwein": BarzilaiBorwein(0.1, 120, RTOL),
-    "heavy_ball": HeavyBall(0.1, 0.5, 120, RTOL),
-    "nesterov": Nesterov(0.1, 120, RTOL),
-    "adam": Adam(0.1, beta2=0.99, max_steps=200, rtol=RTOL),
-    "lbfgs": LBFGS(max_steps=60, rtol=RTOL),
-    "hessian_free": HessianFree(max_steps=30, rtol=RTOL),
-    "hessian_free_newton": HessianFree(Hessian(), max_steps=30, rtol=RTOL),
-    "scipy": BlackBox("L-BFGS-B", 60, RTOL),
-    "function": BlackBox(descend, rtol=RTOL),
-}
+SOLVERS: dict[str, InnerSolver] = {name: replace(solver, rtol=RTOL) for name, solver in INNER_SOLVERS.items()}
 MONOTONE = ["backtracking", "lbfgs", "hessian_free", "hessian_free_newton"]
 each_solver = pytest.mark.parametrize("name", SOLVERS)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
 def solve(name: str, objective: InnerObjective, max_steps: int | None = None) -> Solution:
-    solver = SOLVERS[name] if max_steps is None else dataclasses.replace(SOLVERS[name], max_steps=max_steps)
+    solver = SOLVERS[name] if max_steps is None else replace(SOLVERS[name], max_steps=max_steps)
     return solver.minimise(objective, objective.start())
 
 
@@ -146,11 +125,19 @@ def test_line_searches_never_go_uphill(name: str, spectrum: str) -> None:
         assert (values[-1] <= values[-2]).all()
 
 
+@pytest.mark.parametrize("name", MONOTONE)
+def test_a_line_search_that_finds_no_lower_point_says_so(name: str) -> None:
+    objective, exact = quadratic(SPECTRA["convex"])
+    solution = replace(SOLVERS[name], max_steps=500, rtol=0.0).minimise(objective, objective.start())
+    assert (solution.result == Result.STALLED).all()
+    np.testing.assert_allclose(solution.value.numpy(), exact, rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("solver", "optimizer"),
     [
         (GradientDescent(0.05, 9), lambda p: torch.optim.SGD(p, lr=0.05)),
-        (HeavyBall(0.05, 0.8, 9), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8)),
+        (HeavyBall(0.05, 9, momentum=0.8), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8)),
         (Adam(0.05, max_steps=9), lambda p: torch.optim.Adam(p, lr=0.05)),
     ],
     ids=["gradient_descent", "heavy_ball", "adam"],

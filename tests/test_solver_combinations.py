@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 import torch
+from cases import INNER_SOLVERS, LINEAR_SOLVERS
 from oracles import Problem, dense_meta_gradient
 from tiny_learners import implicit, learner, points, problems, smooth_mlp
 from torch import Tensor, nn
@@ -15,26 +16,13 @@ from torch.func import grad, hessian
 from imaml_lightning.adaptation import Implicit
 from imaml_lightning.curvature import Curvature, FiniteDifference, GaussNewton, Hessian
 from imaml_lightning.inner import (
-    LBFGS,
-    Adam,
-    BacktrackingGradientDescent,
-    BarzilaiBorwein,
     BlackBox,
     GradientDescent,
-    HeavyBall,
-    HessianFree,
     InnerSolver,
-    Nesterov,
 )
 from imaml_lightning.linear import (
-    ConjugateGradient,
     Dense,
-    DiagonalPreconditioner,
     LinearSolver,
-    Minres,
-    Neumann,
-    Nystrom,
-    NystromPreconditioner,
 )
 from imaml_lightning.meta_learner import MetaLearner
 from imaml_lightning.objective import InnerObjective
@@ -42,26 +30,6 @@ from imaml_lightning.solution import Result, Solution
 
 EPISODE = points(tasks=2)
 STRENGTH = 2.0
-INNER: dict[str, InnerSolver] = {
-    "gradient_descent": GradientDescent(0.1, 300, 1e-6),
-    "backtracking": BacktrackingGradientDescent(1.0, 300, 1e-6),
-    "barzilai_borwein": BarzilaiBorwein(0.1, 300, 1e-6),
-    "heavy_ball": HeavyBall(0.1, 0.5, 300, 1e-6),
-    "nesterov": Nesterov(0.1, 300, 1e-6),
-    "adam": Adam(0.05, max_steps=600, rtol=1e-3),
-    "lbfgs": LBFGS(max_steps=100, rtol=1e-6),
-    "hessian_free": HessianFree(max_steps=100, rtol=1e-6),
-    "black_box": BlackBox("L-BFGS-B", 100, 1e-6),
-}
-LINEAR: dict[str, LinearSolver] = {
-    "cg": ConjugateGradient(60, 1e-6),
-    "cg_diagonal": ConjugateGradient(60, 1e-6, DiagonalPreconditioner()),
-    "cg_nystrom": ConjugateGradient(60, 1e-6, NystromPreconditioner(5)),
-    "minres": Minres(60, 1e-6),
-    "neumann": Neumann(0.1, 300, 1e-6),
-    "nystrom": Nystrom(30, 1e-6),
-    "dense": Dense(1e-6),
-}
 CURVATURES: dict[str, Curvature] = {
     "hessian": Hessian(),
     "gauss_newton": GaussNewton(),
@@ -87,8 +55,8 @@ def built(inner: InnerSolver, linear: LinearSolver, curvature: Curvature) -> Met
 
 @cache
 def found(name: str) -> Solution:
-    solver = INNER[name]
-    return built(solver, LINEAR["cg"], CURVATURES["hessian"]).adapted(EPISODE.support).inner
+    solver = INNER_SOLVERS[name]
+    return built(solver, LINEAR_SOLVERS["cg"], CURVATURES["hessian"]).adapted(EPISODE.support).inner
 
 
 def network_part(gradient: dict[str, Tensor]) -> Tensor:
@@ -105,7 +73,7 @@ class Reference:
 
 @cache
 def references(name: str, gauss_newton: bool) -> list[Reference]:
-    model = built(INNER[name], LINEAR["cg"], CURVATURES["hessian"])
+    model = built(INNER_SOLVERS[name], LINEAR_SOLVERS["cg"], CURVATURES["hessian"])
     m = {key: p.detach() for key, p in model.named_parameters()}
 
     def of(problem: Problem, phi: Tensor) -> Reference:
@@ -119,9 +87,9 @@ def references(name: str, gauss_newton: bool) -> list[Reference]:
     return [of(problem, phi) for problem, phi in zip(problems(model, EPISODE), found(name).value, strict=True)]
 
 
-@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("inner", INNER_SOLVERS)
 def test_solutions_are_as_near_as_their_residuals_say(inner: str) -> None:
-    model, solution = built(INNER[inner], LINEAR["cg"], CURVATURES["hessian"]), found(inner)
+    model, solution = built(INNER_SOLVERS[inner], LINEAR_SOLVERS["cg"], CURVATURES["hessian"]), found(inner)
     assert (solution.result == Result.CONVERGED).all()
     m = {key: p.detach() for key, p in model.named_parameters()}
     for problem, phi, residual in zip(problems(model, EPISODE), solution.value, solution.residual, strict=True):
@@ -132,10 +100,10 @@ def test_solutions_are_as_near_as_their_residuals_say(inner: str) -> None:
 
 
 @pytest.mark.parametrize("curvature", CURVATURES)
-@pytest.mark.parametrize("linear", LINEAR)
-@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("linear", LINEAR_SOLVERS)
+@pytest.mark.parametrize("inner", INNER_SOLVERS)
 def test_meta_gradient_is_within_the_bound_of_its_reported_errors(inner: str, linear: str, curvature: str) -> None:
-    model = built(Found(found(inner)), LINEAR[linear], CURVATURES[curvature])
+    model = built(Found(found(inner)), LINEAR_SOLVERS[linear], CURVATURES[curvature])
     adapted = model.adapted(EPISODE.support)
     (model.judge(adapted.phi, EPISODE.query)["loss"].sum() / EPISODE.tasks).backward()
     assert (adapted.linear.result == Result.CONVERGED).all()

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from imaml_lightning import checks
-from imaml_lightning.inner.base import InnerSolver
+from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.progress import Progress
 from imaml_lightning.objective import InnerObjective
 from imaml_lightning.solution import Solution
 
 
 @dataclass(frozen=True)
-class Adam(InnerSolver):
+class Adam(SteppedSolver):
     """Steps of about lr in every coordinate, whatever the scale of its gradient g ``[task, param]``:
 
         m ← β₁ m + (1 − β₁) g,   s ← β₂ s + (1 − β₂) g²,   φ ← φ − lr · m̂/(√ŝ + eps),   m̂ = m/(1 − β₁ᵏ), ŝ = s/(1 −
@@ -26,11 +26,11 @@ class Adam(InnerSolver):
 
     Args:
         lr: step size.
+        max_steps: gradient evaluations, at most.
+        rtol: stop where ‖∇G‖ ≤ rtol ‖∇G(start)‖; 0 takes all steps.
         beta1: memory of the mean gradient, in [0, 1).
         beta2: memory of the mean square, in [0, 1).
         eps: keeps the quotient finite.
-        max_steps: gradient evaluations, at most.
-        rtol: stop where ‖∇G‖ ≤ rtol ‖∇G(start)‖; 0 takes all steps.
 
     Cost: one gradient evaluation a step. Source: Kingma and Ba (2015), algorithm 1.
     """
@@ -39,13 +39,11 @@ class Adam(InnerSolver):
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    max_steps: int = 16
-    rtol: float = 0.0
 
     def __post_init__(self) -> None:
-        checks.positive("inner_solver", lr=self.lr, eps=self.eps)
-        checks.fraction("inner_solver", beta1=self.beta1, beta2=self.beta2, rtol=self.rtol)
-        checks.at_least(0, "inner_solver", max_steps=self.max_steps)
+        super().__post_init__()
+        checks.positive("inner_solver", eps=self.eps)
+        checks.fraction("inner_solver", beta1=self.beta1, beta2=self.beta2)
 
     def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
         phi = start

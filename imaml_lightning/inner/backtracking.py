@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
-from imaml_lightning.inner.base import InnerSolver
+from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.line_search import Point, backtrack
 from imaml_lightning.inner.progress import Progress
 from imaml_lightning.objective import InnerObjective
@@ -16,12 +15,12 @@ from imaml_lightning.solution import Solution
 
 
 @dataclass(frozen=True)
-class BacktrackingGradientDescent(InnerSolver):
+class BacktrackingGradientDescent(SteppedSolver):
     """φ ← φ − α ∇G(φ), with the largest α of α₀, α₀/2, α₀/4, … at which Armijo's condition holds; α₀ is twice the last
     α.
 
     G falls at every step of every task ``[task]``, whatever the curvature, so it cannot diverge; it converges as
-    gradient descent does with a well chosen rate. A task for which no α helps ends with BREAKDOWN: it is as good as
+    gradient descent does with a well chosen rate. A task for which no α helps ends with STALLED: it is as good as
     the arithmetic allows.
 
     Args:
@@ -34,13 +33,6 @@ class BacktrackingGradientDescent(InnerSolver):
     """
 
     lr: float = 1.0
-    max_steps: int = 16
-    rtol: float = 0.0
-
-    def __post_init__(self) -> None:
-        checks.positive("inner_solver", lr=self.lr)
-        checks.at_least(0, "inner_solver", max_steps=self.max_steps)
-        checks.fraction("inner_solver", rtol=self.rtol)
 
     def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
         at = Point(start, *objective.value_and_gradient(start))

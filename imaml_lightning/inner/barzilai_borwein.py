@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
-from imaml_lightning.inner.base import InnerSolver
+from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.progress import Progress
 from imaml_lightning.objective import InnerObjective
 from imaml_lightning.rows import dot
@@ -16,7 +15,7 @@ from imaml_lightning.solution import Solution
 
 
 @dataclass(frozen=True)
-class BarzilaiBorwein(InnerSolver):
+class BarzilaiBorwein(SteppedSolver):
     """φ ← φ − α ∇G(φ) with α from the last step s and the change y of the gradient along it, both ``[task, param]``:
 
         α = sᵀs / sᵀy and α = sᵀy / yᵀy in turn, the inverses of two averages of the curvature along s
@@ -35,13 +34,6 @@ class BarzilaiBorwein(InnerSolver):
     """
 
     lr: float = 0.05
-    max_steps: int = 16
-    rtol: float = 0.0
-
-    def __post_init__(self) -> None:
-        checks.positive("inner_solver", lr=self.lr)
-        checks.at_least(0, "inner_solver", max_steps=self.max_steps)
-        checks.fraction("inner_solver", rtol=self.rtol)
 
     def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
         phi = start

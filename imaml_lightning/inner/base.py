@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from imaml_lightning import checks
 from imaml_lightning.objective import InnerObjective
 from imaml_lightning.solution import Solution
 
@@ -25,3 +27,26 @@ class InnerSolver(ABC):
             last point where the solver knew it. The adaptation measures the residual at φ itself and
             certifies the solution by it, so a solver need not spend an evaluation on this.
         """
+
+
+@dataclass(frozen=True)
+class SteppedSolver(InnerSolver):
+    """What the solvers that take steps have in common: the first or only size of a step, and when to stop.
+
+    Args:
+        lr: step size.
+        max_steps: steps, at most.
+        rtol: stop where ‖∇G‖ ≤ rtol ‖∇G(start)‖; 0 takes all steps.
+
+    Raises:
+        UsageError: for a value that cannot be used.
+    """
+
+    lr: float = 0.1
+    max_steps: int = 16
+    rtol: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks.positive("inner_solver", lr=self.lr)
+        checks.at_least(0, "inner_solver", max_steps=self.max_steps)
+        checks.fraction("inner_solver", rtol=self.rtol)

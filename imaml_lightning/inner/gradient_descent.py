@@ -7,16 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
-from imaml_lightning.inner.base import InnerSolver
+from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.progress import Progress
 from imaml_lightning.objective import InnerObjective
 from imaml_lightning.solution import Solution
 
 
 @dataclass(frozen=True)
-class GradientDescent(InnerSolver):
-    """φ ← φ − lr ∇_φ G(φ); the regulariser is inside every step.
+class GradientDescent(SteppedSolver):
+    """φ ← φ − lr ∇_φ G(φ), ``[task, param]``; the regulariser is inside every step.
 
     Converges for lr < 2/(L + λ), L the largest curvature of the support loss; a task whose gradient is no longer finite
     goes back to its last good point and stays there.
@@ -30,13 +29,6 @@ class GradientDescent(InnerSolver):
     """
 
     lr: float = 0.1
-    max_steps: int = 16
-    rtol: float = 0.0
-
-    def __post_init__(self) -> None:
-        checks.positive("inner_solver", lr=self.lr)
-        checks.at_least(0, "inner_solver", max_steps=self.max_steps)
-        checks.fraction("inner_solver", rtol=self.rtol)
 
     def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
         phi = start

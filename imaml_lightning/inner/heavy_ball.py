@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from imaml_lightning import checks
-from imaml_lightning.inner.base import InnerSolver
+from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.progress import Progress
 from imaml_lightning.objective import InnerObjective
 from imaml_lightning.solution import Solution
 
 
 @dataclass(frozen=True)
-class HeavyBall(InnerSolver):
+class HeavyBall(SteppedSolver):
     """d ← momentum · d − lr ∇G(φ), φ ← φ + d, from d = 0 ``[task, param]``.
 
     On a quadratic it converges for lr < 2 (1 + momentum)/(L + λ), with L the largest curvature of the support loss, and
@@ -24,9 +24,9 @@ class HeavyBall(InnerSolver):
 
     Args:
         lr: step size.
-        momentum: share of the last step that is taken again, in [0, 1).
         max_steps: gradient evaluations, at most.
         rtol: stop where ‖∇G‖ ≤ rtol ‖∇G(start)‖; 0 takes all steps.
+        momentum: share of the last step that is taken again, in [0, 1).
 
     Cost: one gradient evaluation a step. Source: Polyak (1964), "Some methods of speeding up the convergence of
     iteration methods".
@@ -34,13 +34,10 @@ class HeavyBall(InnerSolver):
 
     lr: float = 0.05
     momentum: float = 0.9
-    max_steps: int = 16
-    rtol: float = 0.0
 
     def __post_init__(self) -> None:
-        checks.positive("inner_solver", lr=self.lr)
-        checks.fraction("inner_solver", momentum=self.momentum, rtol=self.rtol)
-        checks.at_least(0, "inner_solver", max_steps=self.max_steps)
+        super().__post_init__()
+        checks.fraction("inner_solver", momentum=self.momentum)
 
     def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
         phi = start

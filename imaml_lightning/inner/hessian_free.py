@@ -26,7 +26,7 @@ class HessianFree(InnerSolver):
     C ``[task, param, param]`` is the ``curvature`` of G at φ, used through its products alone. Each task has its own μ
     (Levenberg-Marquardt): it shrinks where G falls as the quadratic model says, and grows where it does not. With the
     Hessian for C, conjugate gradients stop at negative curvature and d is what they have, or −∇G if that is nothing.
-    Quadratic convergence near a minimiser as μ → 0 and cg_rtol → 0. A task for which no α helps ends with BREAKDOWN:
+    Quadratic convergence near a minimiser as μ → 0 and cg_rtol → 0. A task for which no α helps ends with STALLED:
     it is as good as the arithmetic allows.
 
     Args:

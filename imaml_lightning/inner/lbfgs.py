@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from imaml_lightning import checks
-from imaml_lightning.inner.base import InnerSolver
+from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.line_search import Point, backtrack
 from imaml_lightning.inner.progress import Progress
 from imaml_lightning.objective import InnerObjective
@@ -24,33 +24,28 @@ Pair = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class LBFGS(InnerSolver):
+class LBFGS(SteppedSolver):
     """φ ← φ − α B ∇G(φ), with B the inverse BFGS matrix of the last steps s and gradient changes y ``[task, param]``.
 
     α is 1 unless the line search halves it. Superlinear in practice once ``history`` pairs span the large curvatures.
     Pairs with sᵀy ≤ 0 (negative curvature) are left out, for each task by itself, so B stays positive definite and G
-    falls at every step. A task for which no α helps ends with BREAKDOWN: it is as good as the arithmetic allows.
+    falls at every step. A task for which no α helps ends with STALLED: it is as good as the arithmetic allows.
 
     Args:
-        history: pairs that are kept; memory is 2 · history · task · param numbers.
         lr: B = lr · I before there is a pair.
         max_steps: accepted steps, at most.
         rtol: stop where ‖∇G‖ ≤ rtol ‖∇G(start)‖; 0 takes all steps.
+        history: pairs that are kept; memory is 2 · history · task · param numbers.
 
     Cost: one gradient evaluation a step, and one for each halving; one more at the start. Source: Nocedal and Wright,
     algorithms 7.4 and 7.5; Li and Fukushima (2001) for leaving pairs out.
     """
 
     history: int = 10
-    lr: float = 0.1
-    max_steps: int = 16
-    rtol: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks.at_least(1, "inner_solver", history=self.history)
-        checks.positive("inner_solver", lr=self.lr)
-        checks.at_least(0, "inner_solver", max_steps=self.max_steps)
-        checks.fraction("inner_solver", rtol=self.rtol)
 
     def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
         at = Point(start, *objective.value_and_gradient(start))

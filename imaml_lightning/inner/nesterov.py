@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
-from imaml_lightning.inner.base import InnerSolver
+from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.progress import Progress
 from imaml_lightning.objective import InnerObjective
 from imaml_lightning.rows import dot
@@ -16,7 +15,7 @@ from imaml_lightning.solution import Solution
 
 
 @dataclass(frozen=True)
-class Nesterov(InnerSolver):
+class Nesterov(SteppedSolver):
     """A gradient step from a point that looks ahead, y; the momentum starts anew where it runs uphill.
 
         φ⁺ = y − lr ∇G(y),   t⁺ = (1 + √(1 + 4t²))/2,   y⁺ = φ⁺ + (t − 1)/t⁺ · (φ⁺ − φ);   all ``[task, param]``
@@ -35,13 +34,6 @@ class Nesterov(InnerSolver):
     """
 
     lr: float = 0.05
-    max_steps: int = 16
-    rtol: float = 0.0
-
-    def __post_init__(self) -> None:
-        checks.positive("inner_solver", lr=self.lr)
-        checks.at_least(0, "inner_solver", max_steps=self.max_steps)
-        checks.fraction("inner_solver", rtol=self.rtol)
 
     def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
         phi = y = start

@@ -41,8 +41,8 @@ class Progress:
         return self.rtol > 0 and not (self.result == Result.STEP_LIMIT).any()
 
     def give_up(self, tasks: Tensor) -> None:
-        """End ``tasks [task, 1]``: the method finds no way on."""
-        self.result = torch.where(tasks.squeeze(1), Result.BREAKDOWN, self.result)
+        """End ``tasks [task, 1]``: the line search finds no lower point."""
+        self.result = torch.where(tasks.squeeze(1), Result.STALLED, self.result)
 
     def solution(self, phi: Tensor, gradient: Tensor | None = None) -> Solution:
         """What the solve came to; ``gradient`` at φ where the solver knows it."""
