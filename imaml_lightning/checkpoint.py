@@ -59,7 +59,7 @@ class WholeCheckpoints(CheckpointIO):
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: Any = True) -> dict[str, Any]:
         """What ``path`` holds, whatever Lightning asks for: plain types and tensors only."""
-        return read_checkpoint(Path(path), map_location)
+        return read_checkpoint(path, map_location)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove it, if it is there."""
@@ -73,13 +73,13 @@ def sweep(folder: Path) -> None:
             orphan.unlink()
 
 
-def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     """The plain types and tensors of a checkpoint, its checksums verified; no code in it is executed.
 
     Raises:
         UsageError: if the file is missing, damaged, or something other than a checkpoint of ours.
     """
-    if not path.is_file():
+    if not Path(path).is_file():
         raise UsageError(f"checkpoint {path} does not exist: give the path of a .ckpt file, or last, or best")
     try:
         # torch itself does not compare the checksums that it writes.
@@ -126,7 +126,7 @@ def find_checkpoint(ckpt_path: str, output: str, name: str) -> tuple[Path, dict[
         UsageError: if there is none, or it is damaged.
     """
     if ckpt_path not in ("last", "best"):
-        return Path(ckpt_path), read_checkpoint(Path(ckpt_path))
+        return Path(ckpt_path), read_checkpoint(ckpt_path)
     found = [p for p in (Path(output) / name).glob(f"*/{ckpt_path}.ckpt") if p.parent.name.isdigit()]
     if not found:
         raise UsageError(

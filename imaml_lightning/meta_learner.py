@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imaml_lightning.adaptation import Adaptation, Adapted, Implicit
-from imaml_lightning.checkpoint import check_trusted, read_checkpoint
+from imaml_lightning.checkpoint import TRUSTED, check_trusted, read_checkpoint
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import DivergedError, UsageError
 from imaml_lightning.metrics import EpisodeMean
@@ -117,8 +118,9 @@ class MetaLearner(LightningModule):
         Raises:
             UsageError: if the file is missing, damaged, or names a class of another package.
         """
-        checkpoint = read_checkpoint(Path(checkpoint_path))
+        checkpoint = read_checkpoint(checkpoint_path)
         check_trusted(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), checkpoint_path, trust)
+        set_parsing_settings(import_path_allowlist=[*TRUSTED, *trust])  # Lightning builds the learner by jsonargparse
         return super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
 
     @property

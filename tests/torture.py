@@ -106,16 +106,16 @@ def kill_and_resume(kind: list[str], seed: int, folder: Path, reference: dict[st
         hook = rng.choice(HOOKS if step == EPOCH else HOOKS[:2])
         rank = rng.randrange(2) if "ddp" in kind else 0
         process = start("fit", *FIT, *kind, *sabotage("kill", step, hook, rank), folder=folder)
-        process.communicate(timeout=300)
+        process.communicate(timeout=600)
     else:  # at any moment after the first checkpoint
         process = start("fit", *FIT, *kind, folder=folder)
         while not (folder / RUN / "last.ckpt").exists() and process.poll() is None:
             time.sleep(0.005)
         time.sleep(3 * rng.random())
         process.kill()
-        process.communicate(timeout=300)
+        process.communicate(timeout=600)
     gone = all_gone(process.pid, within=60)
-    resumed = run("fit", *FIT, *kind, *PEACE, "--ckpt_path", "last", folder=folder)
+    resumed = run("fit", *FIT, *kind, *PEACE, "--ckpt_path", "last", folder=folder, timeout=600)
     if resumed.returncode:
         print(resumed.stderr[-2000:], file=sys.stderr)
     return gone and resumed.returncode == 0 and same(state(folder), reference)
