@@ -27,7 +27,7 @@ from imaml_lightning import (
 from imaml_lightning.adaptation import Adapted, Unrolled
 from imaml_lightning.curvature import Curvature, GaussNewton
 from imaml_lightning.data import Omniglot
-from imaml_lightning.objective import Linearisation
+from imaml_lightning.linearisation import Linearisation
 from imaml_lightning.optimizers import SGD
 
 RESULTS = Path(__file__).parent / "results"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imaml_lightning import checks
 from imaml_lightning.errors import UsageError
-from imaml_lightning.objective import Linearisation
+from imaml_lightning.linearisation import Linearisation
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Curvature(ABC):
 class Hessian(Curvature):
     """C = ∇²_φφ G, the exact matrix of the implicit function theorem: one backward pass a product.
 
-    May be indefinite away from a minimiser (always near one with batch normalisation and a small λ).
-    Source: Pearlmutter (1994), "Fast exact multiplication by the Hessian".
+    May be indefinite away from a minimiser; with batch normalisation it often is, early in training. Source: Pearlmutter
+    (1994), "Fast exact multiplication by the Hessian".
     """
 
     def _product(self, at: Linearisation, u: Tensor) -> Tensor:
@@ -50,7 +50,8 @@ class GaussNewton(Curvature):
     """C = Jᵀ ∇²ℓ J + ∇²R, with J = ∂z/∂φ: the Hessian without the network's own curvature.
 
     Positive definite for any convex criterion ℓ (cross-entropy, squared error), and equal to the Hessian where the
-    network is linear or the fit is perfect. A product is two passes, J and then Jᵀ: less work than a Hessian product. Source: Schraudolph (2002), "Fast curvature matrix-vector products", section 3.
+    network is linear or the fit is perfect. A product is two passes, J and then Jᵀ: less work than a Hessian product.
+    Source: Schraudolph (2002), "Fast curvature matrix-vector products", section 3.
     """
 
     def _product(self, at: Linearisation, u: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.inner import InnerSolver
+from imaml_lightning.linearisation import Linearisation
 from imaml_lightning.meta_learner import MetaLearner
-from imaml_lightning.objective import InnerObjective, Linearisation
+from imaml_lightning.objective import InnerObjective
 from imaml_lightning.solution import Solution
 
 

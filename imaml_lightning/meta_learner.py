@@ -169,13 +169,8 @@ class MetaLearner(LightningModule):
                 self.manual_backward(loss.sum() / episode.tasks)
             if log_now:
                 logs.append(self._task_figures(chunk, adapted, figures))
-            del (
-                objective,
-                adapted,
-                figures,
-                query,
-                loss,
-            )  # or this chunk's graphs would stay until the next chunk's are built
+            # Or this chunk's graphs would stay until the next chunk's are built.
+            del objective, adapted, figures, query, loss
         norm = self._outer_step()
         if log_now:
             self._log_step(logs, norm, time.perf_counter() - began)

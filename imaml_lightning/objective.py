@@ -1,49 +1,14 @@
-"""InnerObjective: G(φ) of a chunk of tasks, written down once; all derivatives come from it by autograd."""
+"""InnerObjective: G(φ) of a chunk of tasks, written down once, with its derivatives."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from imaml_lightning.episode import Examples
-from imaml_lightning.parameters import FlatNetwork, Folded, per_task
+from imaml_lightning.linearisation import ByAutograd, Linearisation, WrittenOut
+from imaml_lightning.parameters import FlatNetwork, per_task
 from imaml_lightning.proximal import ProximalTerm
-
-
-@dataclass(frozen=True)
-class Linearisation:
-    """∇_φ G at a point, in its parts, with what curvature products need.
-
-    With z = f(φ) the network's outputs on the support set and ℓ the criterion:
-    ∇_φ G = Jᵀ p + ∇R, where J = ∂z/∂φ and p = ∂ℓ/∂z.
-    """
-
-    phi: Tensor  # [task, param], a leaf
-    support_loss: Tensor  # L_S [task]
-    outputs: Tensor  # z [task, example, output]
-    output_gradient: Tensor  # p, the shape of z, differentiable in z
-    support_gradient: Tensor  # Jᵀ p [task, param]
-    proximal_gradient: Tensor  # ∇R [task, param], differentiable in θ and λ
-    jacobian: Callable[[Tensor], Tensor]  # u ↦ J u
-    transpose: Callable[[Tensor], Tensor]  # g ↦ Jᵀ g
-    support_hessian: Callable[[Tensor], Tensor]  # u ↦ ∇²L_S u
-    proximal_hessian: Callable[[Tensor], Tensor]  # u ↦ ∇²R u
-    gradient_at: Callable[[Tensor], Tensor]  # ∇_φ G at other points, without a graph
-
-    @cached_property
-    def gradient(self) -> Tensor:
-        """∇_φ G ``[task, param]``: differentiable in every meta-parameter on which G depends."""
-        with torch.enable_grad():
-            return self.support_gradient + self.proximal_gradient
-
-    def stationarity(self) -> Tensor:
-        """‖∇_φ G‖ / ‖∇L_S‖ ``[task]``: 0 at a minimiser, 1 where the regulariser plays no part."""
-        support = self.support_gradient.detach().norm(dim=1)
-        return self.gradient.detach().norm(dim=1) / support.clamp(min=torch.finfo(support.dtype).tiny)
 
 
 class InnerObjective:
@@ -56,7 +21,8 @@ class InnerObjective:
         proximal: the regulariser R.
         criterion: ℓ(outputs, targets) of one task, a scalar such as the mean cross-entropy.
 
-    One task is evaluated directly; several at once through ``torch.func.vmap``.
+    Derivatives come from autograd, several tasks at once by ``torch.func.vmap``; or from a network that evaluates many
+    tasks at once by itself and has its derivatives written out (``FlatNetwork.folded``).
     """
 
     def __init__(
@@ -119,40 +85,13 @@ class InnerObjective:
         return support + self.proximal.product(phi - self.theta)
 
     def linearise(self, phi: Tensor) -> Linearisation:
-        """G linearised at ``phi [task, param]``: one gradient evaluation.
-
-        Products come by autograd from one graph, which is kept, or from the network that has them written out.
-        """
-        phi = phi.detach().requires_grad_()
+        """G linearised at ``phi [task, param]``: one gradient evaluation."""
+        of_regulariser = self.theta, self.proximal, lambda at: self.value_and_gradient(at)[1]
         with torch.enable_grad():
-            if self._written_out:
-                folded = self.network.folded(phi.detach(), self.support.x)
-                z = folded.outputs.requires_grad_()
-                loss, p = self._loss_at(z)
-                products = _WrittenOut(self.network, folded, z, p)
-                support = self.network.join(folded.cotangent(p.detach(), keep=True))
-            else:
-                z = self.outputs(phi)
-                loss, p = self._loss_at(z)
-                (support,) = torch.autograd.grad(z, phi, p, create_graph=True)
-                products = _ByAutograd(phi, z, p, support)
-            proximal = self.proximal.product(phi - self.theta)
-        return Linearisation(
-            phi,
-            loss.detach(),
-            z,
-            p,
-            support,
-            proximal,
-            products.jacobian,
-            products.transpose,
-            products.support_hessian,
-            lambda u: self.proximal.product(u).detach(),
-            self._gradient_at,
-        )
-
-    def _gradient_at(self, phi: Tensor) -> Tensor:
-        return self.value_and_gradient(phi)[1]
+            if not self._written_out:
+                return ByAutograd(phi, self.outputs, self._loss_at, *of_regulariser)
+            folded = self.network.folded(phi.detach(), self.support.x)
+            return WrittenOut(phi, self.network, folded, self._loss_at, *of_regulariser)
 
     def _loss_at(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """L_S ``[task]`` and its gradient p in the outputs z, differentiable."""
@@ -181,41 +120,3 @@ def task_losses(criterion: nn.Module, outputs: Tensor, examples: Examples) -> Te
         return criterion(z, torch.where(real, y, z)) * (real.numel() / real.sum())
 
     return per_task(over_real, outputs, examples.y)
-
-
-class _ByAutograd:
-    """Products from the graph of ∇L_S = Jᵀ p."""
-
-    def __init__(self, phi: Tensor, z: Tensor, p: Tensor, support: Tensor) -> None:
-        self.phi, self.z, self.p, self.support = phi, z, p, support
-
-    def jacobian(self, u: Tensor) -> Tensor:
-        # Jᵀp is linear in p, so its gradient in p along u is J u.
-        return _pull_back(self.support, self.p, u)
-
-    def transpose(self, g: Tensor) -> Tensor:
-        return _pull_back(self.z, self.phi, g)
-
-    def support_hessian(self, u: Tensor) -> Tensor:
-        return _pull_back(self.support, self.phi, u)
-
-
-class _WrittenOut:
-    """Products from the network's own passes."""
-
-    def __init__(self, network: FlatNetwork, folded: Folded, z: Tensor, p: Tensor) -> None:
-        self.network, self.folded, self.z, self.p = network, folded, z, p
-
-    def jacobian(self, u: Tensor) -> Tensor:
-        return self.folded.tangent(self.network.split(u))
-
-    def transpose(self, g: Tensor) -> Tensor:
-        return self.network.join(self.folded.cotangent(g))
-
-    def support_hessian(self, u: Tensor) -> Tensor:
-        dp = _pull_back(self.p, self.z, self.jacobian(u))
-        return self.network.join(self.folded.bend(dp))
-
-
-def _pull_back(y: Tensor, x: Tensor, g: Tensor) -> Tensor:
-    return torch.autograd.grad(y, x, g, retain_graph=True)[0]

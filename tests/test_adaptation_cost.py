@@ -15,8 +15,9 @@ from imaml_lightning.adaptation import Implicit
 from imaml_lightning.curvature import Hessian
 from imaml_lightning.inner import GradientDescent
 from imaml_lightning.linear import ConjugateGradient
+from imaml_lightning.linearisation import Linearisation
 from imaml_lightning.meta_learner import MetaLearner
-from imaml_lightning.objective import InnerObjective, Linearisation
+from imaml_lightning.objective import InnerObjective
 from imaml_lightning.proximal import ProximalTerm
 
 

@@ -12,7 +12,8 @@ from imaml_lightning.adaptation.base import Adaptation, Adapted
 from imaml_lightning.curvature import Curvature, GaussNewton
 from imaml_lightning.inner import GradientDescent, InnerSolver
 from imaml_lightning.linear import ConjugateGradient, LinearSolver
-from imaml_lightning.objective import InnerObjective, Linearisation
+from imaml_lightning.linearisation import Linearisation
+from imaml_lightning.objective import InnerObjective
 from imaml_lightning.proximal import ProximalTerm
 
 

@@ -14,7 +14,8 @@ from imaml_lightning.inner.line_search import Point, backtrack
 from imaml_lightning.inner.progress import Progress
 from imaml_lightning.linear import ConjugateGradient
 from imaml_lightning.linear.base import Product
-from imaml_lightning.objective import InnerObjective, Linearisation
+from imaml_lightning.linearisation import Linearisation
+from imaml_lightning.objective import InnerObjective
 from imaml_lightning.rows import dot
 from imaml_lightning.solution import Solution
 
