@@ -47,6 +47,7 @@ class ClassBank:
         splits: split -> range of its classes.
         names, groups: one of each a class.
         starts: ``[class + 1]``; the examples of class c are those from ``starts[c]`` to ``starts[c + 1] − 1``.
+        counts: ``[class]``, how many each has.
         examples: ``[example, *feature]``, mapped: only what is asked for is read.
     """
 
@@ -57,6 +58,7 @@ class ClassBank:
         self.names: list[str] = header["names"]
         self.groups: list[str] = header["groups"]
         self.starts = np.array(header["starts"], np.intp)
+        self.counts = np.diff(self.starts)
         self._map()
 
     def _map(self) -> None:

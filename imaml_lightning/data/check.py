@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import yaml
 from jsonargparse import ArgumentParser
 
@@ -74,7 +73,7 @@ def check(data: EpisodeDataModule) -> None:
 
 
 def _class_rows(source: ClassSource) -> Iterator[list[str]]:
-    bank, counts = source.bank, np.diff(source.bank.starts)
+    bank, counts = source.bank, source.bank.counts
     for split in SPLITS:
         members = bank.splits.get(split, range(0))
         mine = counts[members.start : members.stop]

@@ -78,7 +78,7 @@ class ClassSource(EpisodeSource):
                 f"--data.way {way} asks for more classes than {has} has for {split}, "
                 f"{classes}; choose at most {classes}."
             )
-        counts = np.diff(self.bank.starts)[members.start : members.stop]
+        counts = self.bank.counts[members.start : members.stop]
         if shot + query > counts.min():
             name = self.bank.names[members[int(counts.argmin())]]
             raise UsageError(
@@ -111,9 +111,9 @@ class ClassSource(EpisodeSource):
         ``episodes`` are the episodes' own numbers, for a source whose tasks are a fixed list.
         """
         pools, each = self._pools(split, way), shot + query
-        starts = self.bank.starts
-        counts = np.diff(starts)
+        starts, counts = self.bank.starts, self.bank.counts
         most = int(counts.max())
+        unequal = counts.min() < most
         chosen = np.empty((len(rngs), way, each), np.intp)
         for task, rng in enumerate(rngs):
             pool = pools[0] if len(pools) == 1 else pools[rng.integers(len(pools))]
@@ -122,7 +122,8 @@ class ClassSource(EpisodeSource):
             if most <= _FEW:
                 # Distinct examples of a class: the places of the smallest of as many random numbers.
                 keys = rng.random((way, most))
-                keys[np.arange(most) >= counts[classes, None]] = np.inf
+                if unequal:
+                    keys[np.arange(most) >= counts[classes, None]] = np.inf
                 chosen[task] = keys.argsort(axis=1)[:, :each]
             else:
                 for row, count in zip(chosen[task], counts[classes], strict=True):
