@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import shutil
 import sys
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Subset
@@ -85,7 +86,7 @@ def _getitems(self: Dataset, indices: list[int]) -> list[object]:
     return [self[index] for index in indices]
 
 
-def _get_confirm_token(response) -> str | None:
+def _get_confirm_token(response: Any) -> str | None:
     """Google Drive's "download anyway" token (as in torchvision 0.8)."""
     for key, value in response.cookies.items():
         if key.startswith("download_warning"):
@@ -93,7 +94,7 @@ def _get_confirm_token(response) -> str | None:
     return None
 
 
-def _save_response_content(response, destination: str, chunk_size: int = 32768) -> None:
+def _save_response_content(response: Any, destination: str, chunk_size: int = 32768) -> None:
     """Write the body of a streamed response to a file (as in torchvision 0.8)."""
     response.raw.decode_content = True
     with open(destination, "wb") as file:

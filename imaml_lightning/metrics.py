@@ -14,6 +14,9 @@ class EpisodeMean(Metric):
     """
 
     full_state_update = False
+    total: Tensor
+    squares: Tensor
+    count: Tensor
 
     def __init__(self) -> None:
         super().__init__()

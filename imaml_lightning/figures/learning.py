@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -52,7 +53,7 @@ def learning_curves(folder: Path) -> Figure:
     return figure
 
 
-def _plot(axes: Axes, rows: Rows, column: str, label: str, **style: object) -> None:
+def _plot(axes: Axes, rows: Rows, column: str, label: str, **style: Any) -> None:
     steps, values = _series(rows, column)
     if steps:
         axes.plot(steps, values, label=label, **{"linewidth": 1.2, **style})

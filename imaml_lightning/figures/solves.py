@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from imaml_lightning.figures.style import RESULT
@@ -40,7 +41,7 @@ def _histogram(axes: Axes, residual: Tensor, result: Tensor) -> None:
     groups = [values[(result == code).cpu().numpy()] for code in codes]
     names = [code.name.lower() for code in codes]
     labels = [f"{name.replace('_', ' ')}: {len(group)}" for name, group in zip(names, groups, strict=True)]
-    axes.hist(groups, bins=edges, stacked=True, color=[RESULT[name] for name in names], label=labels)
+    axes.hist(groups, bins=edges.tolist(), stacked=True, color=[RESULT[name] for name in names], label=labels)
     axes.set(xscale="log", ylabel="tasks")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=8, frameon=False)
