@@ -76,9 +76,10 @@ def show(rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def save(figure: Figure, name: str) -> None:
-    """The picture results/<name>.png."""
-    figure.savefig(RESULTS / f"{name}.png", dpi=110)
-    print(RESULTS / f"{name}.png")
+    """The picture docs/<name>.png."""
+    path = RESULTS.parents[1] / "docs" / f"{name}.png"
+    figure.savefig(path, dpi=110)
+    print(path)
 
 
 @dataclass

@@ -4,7 +4,7 @@
 
 Growth of the peak resident memory in a fresh process, gradient evaluations a task, and CPU seconds. MAML keeps every
 step, so it stops at --longest steps; truncated keeps the last five. Prints a Markdown table and writes
-benchmarks/results/memory.csv and .png. Linux, CPU.
+benchmarks/results/memory.csv and docs/memory.png. Linux, CPU.
 """
 
 from __future__ import annotations

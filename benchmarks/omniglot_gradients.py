@@ -6,9 +6,8 @@ Every inner solver may spend about 16 gradient evaluations. At the φ it finds: 
 extremal eigenvalues of the Hessian of L, and for each linear system the residual, the share of tasks that met negative
 curvature, and the cosine between the meta-gradient and a reference: L-BFGS to a stationarity of 0.001 or as far as
 400 steps lead, then the Hessian's system by MINRES (the exact implicit gradient, where that point is a minimiser);
-for gradient descent also the cosine to MAML's gradient, the derivative of the steps that were taken.
-Writes
-benchmarks/results/omniglot_gradients.csv and .png; rows of weights that are not asked for stay there.
+for gradient descent also the cosine to MAML's gradient, the derivative of the steps that were taken. Writes
+benchmarks/results/omniglot_gradients.csv and docs/omniglot_gradients.png; rows of other weights stay there.
 """
 
 from __future__ import annotations

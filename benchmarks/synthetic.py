@@ -7,7 +7,7 @@ two layers of 40 (Softplus for ReLU, so that second derivatives exist), exact by
 rounding. All in float64, errors relative in norm. Left: the inner solver varies and the linear system is solved to
 rounding. Middle: at the minimiser, the linear solver varies. Right: gradient descent with a few steps of conjugate
 gradients, as in figure 2 of Rajeswaran et al. (2019), and what differentiates through its steps, or not at all. Writes
-benchmarks/results/synthetic.csv and .png.
+benchmarks/results/synthetic.csv and docs/synthetic.png.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     IMAML_OMNIGLOT_ROOT=DIR python benchmarks/training.py [--variants NAME ...] [--evaluations 25000] [--filters 32]
 
 Every run has the same seed, episodes, initial weights and outer schedule (a cosine over the work, not over the steps).
-Runs that are not named keep their rows in benchmarks/results/training.csv; training.png shows them all.
+Runs that are not named keep their rows in benchmarks/results/training.csv; docs/training.png shows them all.
 """
 
 from __future__ import annotations
