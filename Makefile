@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # Two OpenMP threads that spin while they wait can be twenty times slower than one beside other work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: fit test test-slow test-gpu test-minimum bench bench-family notebooks docs lint types clean
+.PHONY: fit test test-slow test-gpu test-minimum bench bench-peers bench-family notebooks docs lint types clean
 
 fit: $(VENV)/installed
 	$(RUN) -m imaml_lightning fit $(ARGS)
@@ -23,6 +23,14 @@ bench: $(VENV)/installed
 	PYTHONPATH=. $(RUN) benchmarks/sampling.py
 	PYTHONPATH=. $(RUN) benchmarks/memory.py
 	PYTHONPATH=. $(RUN) benchmarks/task_chunk.py
+	PYTHONPATH=. $(RUN) benchmarks/meta_step.py
+	PYTHONPATH=. $(RUN) benchmarks/peers.py
+
+# The same beside the peers that the registry has, in an environment of their own.
+bench-peers: requirements.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet -r requirements.txt torchopt higher
+	PYTHONPATH=. .venv-peers/bin/python benchmarks/peers.py $(ARGS)
 
 bench-family: $(VENV)/installed
 	PYTHONPATH=. $(RUN) benchmarks/family.py
@@ -64,4 +72,4 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-minimum site
+	rm -rf $(VENV) .venv-minimum .venv-peers site
