@@ -50,6 +50,19 @@ def test_classes_are_divided_by_the_seed(tmp_path: Path) -> None:
     assert len(set(banks[0].names)) == 20
 
 
+def test_a_training_class_turned_is_another_class(tmp_path: Path) -> None:
+    write_classes(tmp_path / "root", count=5)
+    corner = Image.new("RGB", (8, 8))
+    corner.paste((255, 0, 0), (0, 0, 4, 4))  # above left
+    for name in ("class00", "class01", "class02", "class03", "class04"):
+        corner.save(tmp_path / "root" / name / "0.png")
+    bank = folder(tmp_path / "root", rotations=True).bank
+    assert [len(bank.splits[split]) for split in SPLITS] == [12, 1, 1]
+    reds = {tuple(np.argwhere(bank.of_class(i)[0, 0, ::7, ::7] > 200)[0].tolist()) for i in range(4)}
+    assert reds == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert bank.names[1] == f"{bank.names[0]} 90°"
+
+
 def test_groups_stay_together_and_tasks_within_them(tmp_path: Path) -> None:
     for site in range(6):
         write_classes(tmp_path / "root" / f"site{site}", count=3 + site % 2, first=10 * site)

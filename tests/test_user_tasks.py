@@ -48,6 +48,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             draw(root / "query" / f"{name}{i}.jpg", sides, rng)
     source = ["--data.source", "ImageFolder", "--data.source.root", str(root / "classes"), "--data.source.size", "16"]
     source += ["--data.source.ink", "true", "--data.way", "2"]
+    source += ["--data.augment.crop", "2", "--data.on_device", "true", "--data.workers", "1"]
     network = ["--model.network", "Conv4", "--model.network.size", "16", "--model.network.channels", "3"]
     network += ["--model.network.filters", "8"]
     done = run("fit", "--name", "kinds", *source, *network, *TINY, folder=root)

@@ -172,7 +172,8 @@ class EpisodeDataModule(LightningDataModule):
 
     def _finished(self, batch: Episode | Draft) -> Episode:
         episode, random = batch if isinstance(batch, Draft) else (batch, None)
-        if self.on_device:
+        # An episode of ``episode()`` that is moved to a device comes here a second time, finished already.
+        if self.on_device and not episode.support.x.is_floating_point():
             bank = self._bank_on(episode.support.x.device)
             episode = Episode(*(Examples(bank[e.x], e.y) for e in episode))
         episode = as_float(episode)

@@ -38,6 +38,7 @@ class ImageFolder(ClassSource):
         ink: drawings on light paper; ink becomes 255 and paper 0.
         grouped: classes lie in folders of groups.
         within_groups: draw the classes of a task from one group.
+        rotations: let a training class turned by a multiple of 90° be another class, where the upright is no clue.
         fractions: shares of the classes for train, val and test where the folder does not say.
         split_seed: of that division.
         cache: folder of the bank; None means ``$IMAML_CACHE``, or ``~/.cache/imaml_lightning``.
@@ -51,6 +52,7 @@ class ImageFolder(ClassSource):
         ink: bool = False,
         grouped: bool = False,
         within_groups: bool = False,
+        rotations: bool = False,
         fractions: Sequence[float] = (0.6, 0.2, 0.2),
         split_seed: int = 0,
         cache: str | None = None,
@@ -62,7 +64,7 @@ class ImageFolder(ClassSource):
             raise UsageError("--data.source.within_groups needs folders of groups: set --data.source.grouped true too.")
         check_fractions(fractions, split_seed)
         self.root, self.shape, self.ink = root, (channels, size, size), ink
-        self.grouped, self.fractions, self.split_seed = grouped, tuple(fractions), split_seed
+        self.grouped, self.rotations, self.fractions, self.split_seed = grouped, rotations, tuple(fractions), split_seed
 
     def recipe(self) -> Mapping[str, object]:
         root, digest = Path(self.root).expanduser(), hashlib.sha256()
@@ -78,13 +80,18 @@ class ImageFolder(ClassSource):
             "root": str(root.resolve()),
             "shape": self.shape,
             "ink": self.ink,
+            "rotations": self.rotations,
             "files": digest.hexdigest(),
         }
 
     def build(self) -> Iterator[BankClass]:
         for split, group, name, files in progress(self._folders(), f"Reading {self.root}"):
             images = np.stack([read_image(file, self.shape, self.ink) for file in files])
-            yield BankClass(split, f"{group}/{name}" if group else name, images, group)
+            label = f"{group}/{name}" if group else name
+            yield BankClass(split, label, images, group)
+            for quarter in range(1, 4) if self.rotations and split == "train" else ():
+                turned = np.rot90(images, quarter, axes=(-2, -1))
+                yield BankClass(split, f"{label} {90 * quarter}°", turned, group and f"{group} {90 * quarter}°")
 
     def _folders(self) -> list[_Folder]:
         """The classes, split by split, in the order of their names; folders without a picture are passed over."""
