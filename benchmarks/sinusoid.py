@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from _common import write
+from _common import RESULTS, read, write
 from family import fit_and_test
 from memory import processor
 
@@ -29,8 +29,8 @@ from imaml_lightning.proximal import ProximalTerm
 MEMBERS: dict[str, tuple[str, Callable[[], Adaptation]]] = {
     "maml": ("MAML, 5 steps (10 in test)", lambda: Unrolled(SGD(0.01), steps=5, eval_steps=10)),
     "meta_sgd": (
-        "Meta-SGD, 5 steps",
-        lambda: Unrolled(SGD(0.01), steps=5, learned=[Learned("lr", "parameter", domain="real")]),
+        "Meta-SGD, 1 step",
+        lambda: Unrolled(SGD(0.01), steps=1, learned=[Learned("lr", "parameter", domain="real")]),
     ),
     "imaml": (
         "iMAML, λ = 0.5, 16 steps, 5 CG steps",
@@ -50,7 +50,8 @@ def main() -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=[5, 10])
     options = parser.parse_args()
 
-    rows = []
+    kept = read("sinusoid") if (RESULTS / "sinusoid.csv").is_file() else []
+    rows = [row for row in kept if row["member"] not in options.members]  # those of members not asked for stay
     for name in options.members:
         label, adaptation = MEMBERS[name]
         for shot in options.shots:
@@ -67,16 +68,18 @@ def main() -> None:
             rows.append(row | {"cpu_seconds": seconds})
             print(rows[-1], flush=True)
 
-    print(f"\n{processor()}, 1 thread, torch {torch.__version__}; {options.meta_steps} meta-steps; 1,000 test tasks\n")
-    print("| method | " + " | ".join(f"{shot}-shot" for shot in options.shots) + " | CPU s of training |")
-    print("|---|" + "---:|" * (len(options.shots) + 1))
-    for name in options.members:
-        mine = [row for row in rows if row["member"] == name]
-        errors = " | ".join(f"{row['mse']:.3f} ± {row['ci95']:.3f}" for row in mine)
-        seconds = " / ".join(f"{row['cpu_seconds']:.0f}" for row in mine)
-        print(f"| {mine[0]['label']} | {errors} | {seconds} |")
+    print(f"\n{processor()}, 1 thread, torch {torch.__version__}; 1,000 test tasks\n")
+    print("| method | meta-steps | 5-shot | 10-shot | CPU s of training |\n|---|---:|---:|---:|---:|")
+    for name, (label, _) in MEMBERS.items():
+        mine = {int(row["shot"]): row for row in rows if row["member"] == name}
+        errors = " | ".join(
+            f"{float(mine[k]['mse']):.2f} ± {float(mine[k]['ci95']):.2f}" if k in mine else "" for k in (5, 10)
+        )
+        seconds = " / ".join(f"{float(row['cpu_seconds']):.0f}" for row in mine.values())
+        if mine:
+            print(f"| {label} | {next(iter(mine.values()))['meta_steps']} | {errors} | {seconds} |")
     for method, errors in PUBLISHED.items():
-        print(f"| {method} (published) | {' | '.join(errors)} | |")
+        print(f"| {method} (published) | | {' | '.join(errors)} | |")
     write("sinusoid", rows)
 
 
