@@ -65,7 +65,9 @@ def test_commands_are_understood(
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
         if "://" not in target:
-            assert target.removeprefix("docs/") in NAVIGATION or (page.parent / target).exists(), f"{page.name} links to {target}"
+            assert target.removeprefix("docs/") in NAVIGATION or (page.parent / target).exists(), (
+                f"{page.name} links to {target}"
+            )
 
 
 def test_every_page_is_in_the_navigation() -> None:
