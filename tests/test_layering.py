@@ -24,7 +24,7 @@ BELOW: dict[str, set[str]] = {
     "predictor": {"meta_learner"},
     "report": set(),
     "run": {"callbacks", "loggers", "signals"},
-    "callbacks": {"diagnostics", "figures", "loggers", "signals"},
+    "callbacks": {"data", "diagnostics", "figures", "loggers", "signals"},
     "class_change": set(),
     "config": set(),
     "loggers": set(),

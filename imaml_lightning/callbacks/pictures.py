@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from matplotlib.figure import Figure
 
+from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.diagnostics import adaptation_curve, solves
 from imaml_lightning.figures import (
     adaptation_curves,
@@ -18,6 +19,7 @@ from imaml_lightning.figures import (
     regression_fits,
     solve_histograms,
 )
+from imaml_lightning.meta_learner import MetaLearner
 
 TASKS = 8  # fixed validation tasks that are looked at
 SHEETS = 3  # of which so many are shown as contact sheets
@@ -37,6 +39,7 @@ class Pictures(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
+        assert isinstance(pl_module, MetaLearner)
         for name, figure in self._figures(trainer, pl_module):
             path = self.folder / f"{name}.png"
             figure.savefig(path, dpi=120)
@@ -44,9 +47,10 @@ class Pictures(Callback):
                 if isinstance(logger, WandbLogger):
                     logger.log_image(f"pictures/{name}", [str(path)])
 
-    def _figures(self, trainer: Trainer, learner: LightningModule) -> Iterator[tuple[str, Figure]]:
-        tasks = min(TASKS, trainer.datamodule.val_episodes)
-        episode = trainer.strategy.batch_to_device(trainer.datamodule.episode("val", 0, tasks=tasks))
+    def _figures(self, trainer: Trainer, learner: MetaLearner) -> Iterator[tuple[str, Figure]]:
+        data: EpisodeDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        tasks = min(TASKS, data.val_episodes)
+        episode = trainer.strategy.batch_to_device(data.episode("val", 0, tasks=tasks))
         before, after = learner.outputs(episode)
         if episode.query.y.is_floating_point():
             yield "episode", regression_fits(episode, before, after)
