@@ -49,7 +49,7 @@ INNER: dict[str, InnerSolver] = {
     "gradient descent, 16 x 0.05": GradientDescent(0.05, 16),
     "backtracking": BacktrackingGradientDescent(0.2, 8),
     "Barzilai-Borwein": BarzilaiBorwein(0.1, 16),
-    "heavy ball": HeavyBall(0.05, 0.5, 16),
+    "heavy ball": HeavyBall(0.05, 16, momentum=0.5),
     "Nesterov": Nesterov(0.05, 16),
     "Adam": Adam(0.01, max_steps=16),
     "L-BFGS": LBFGS(max_steps=12),

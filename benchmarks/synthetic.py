@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from _common import CountedCurvature, CountedObjective, Given, Tally, maml, meta_gradient, save, write
+from _common import CountedCurvature, CountedObjective, Given, Tally, maml, meta_gradient, read, save, write
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -232,10 +232,12 @@ PANELS = {
 }
 
 
-def draw(axes: Axes, rows: list[Row], panel: str) -> None:
+def draw(axes: Axes, rows: list[dict[str, str]], panel: str) -> None:
     mine = [row for row in rows if row["panel"] == panel]
     for method in dict.fromkeys(row["method"] for row in mine):
-        points = [(row["evaluations"], max(row["error"], 1e-14)) for row in mine if row["method"] == method]
+        points = [
+            (float(row["evaluations"]), max(float(row["error"]), 1e-14)) for row in mine if row["method"] == method
+        ]
         theory = "κ" in method
         style = (
             {"color": "black", "linewidth": 0.8, "linestyle": ":" if "√" in method else "--"}
@@ -248,7 +250,7 @@ def draw(axes: Axes, rows: list[Row], panel: str) -> None:
     axes.legend(fontsize=7, frameon=False)
 
 
-def picture(rows: list[Row]) -> Figure:
+def picture(rows: list[dict[str, str]]) -> Figure:
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     figure = Figure(figsize=(13, 4.2 * len(problems)), layout="constrained")
     for line, name in zip(figure.subplots(len(problems), 3, squeeze=False), problems, strict=True):
@@ -265,14 +267,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
     parser.add_argument("--products", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96])
     options = parser.parse_args()
-    rows: list[Row] = []
     for name in options.problems:
         of = {"quadratic": quadratic, "sinusoid": sinusoid}[name]()
         print(f"{of.name}: largest curvature {of.largest:.3g}, condition number at the minimiser {of.condition:.4g}")
-        for found in (inner_rows(of, options.steps), linear_rows(of, options.products), both_rows(of, options.steps)):
-            rows += [{"problem": of.name, **row} for row in found]
-    write("synthetic", rows)
-    save(picture(rows), "synthetic")
+        kept: list = [row for row in read("synthetic") if row["problem"] != of.name]
+        parts = (inner_rows(of, options.steps), linear_rows(of, options.products), both_rows(of, options.steps))
+        write("synthetic", kept + [{"problem": of.name, **row} for found in parts for row in found])
+    save(picture(read("synthetic")), "synthetic")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Lines(NamedTuple):
     share: bool = False  # stacked shares, together 1
 
 
-RESULTS = ("converged", "step_limit", "indefinite", "breakdown", "nonfinite")
+RESULTS = ("converged", "step_limit", "stalled", "indefinite", "breakdown", "nonfinite")
 #: Section -> panels. Every metric named here is logged by a run; accuracy only where targets are classes.
 SECTIONS: dict[str, tuple[Lines, ...]] = {
     "Learning": (

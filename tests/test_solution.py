@@ -44,7 +44,8 @@ def test_tolerance_is_each_tasks_own() -> None:
 def test_indicators_are_shares() -> None:
     shares = indicators(torch.tensor([R.CONVERGED, R.CONVERGED, R.NONFINITE, R.INDEFINITE]))
     assert {name: share.mean().item() for name, share in shares.items()} == {
-        "converged": 0.5, "step_limit": 0.0, "indefinite": 0.25, "breakdown": 0.0, "nonfinite": 0.25
+        "converged": 0.5, "step_limit": 0.0, "indefinite": 0.25, "breakdown": 0.0, "nonfinite": 0.25,
+        "stalled": 0.0,
     }  # fmt: skip
 
 

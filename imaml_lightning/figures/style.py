@@ -11,6 +11,7 @@ RESULT = {
     "converged": "#2a7f3f",
     "step_limit": "#e69f00",
     "indefinite": "#cc79a7",
+    "stalled": "#56b4e9",
     "breakdown": "#7f4f24",
     "nonfinite": "#c0392b",
 }
