@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # Two OpenMP threads that spin while they wait can be twenty times slower than one beside other work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: fit test test-slow test-gpu test-minimum bench bench-peers bench-family notebooks docs lint types clean
+.PHONY: fit test test-slow test-gpu test-minimum torture bench bench-peers bench-family notebooks docs lint types clean
 
 fit: $(VENV)/installed
 	$(RUN) -m imaml_lightning fit $(ARGS)
@@ -18,6 +18,10 @@ test-slow: $(VENV)/installed
 
 test-gpu: $(VENV)/installed
 	$(RUN) -m pytest -m gpu $(ARGS)
+
+# Kills runs and saves, and counts what survives: hours for all of it, see --help for parts.
+torture: $(VENV)/installed
+	PYTHONPATH=. $(RUN) tests/torture.py $(ARGS)
 
 bench: $(VENV)/installed
 	PYTHONPATH=. $(RUN) benchmarks/sampling.py

@@ -125,10 +125,18 @@ class CommandLine(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's options overrule those on the command line."""
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UsageError(f"--seed_everything cannot be used ({_one_line(error)})") from error
+
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
-        if options.last.every_n_train_steps < 1:
-            raise UsageError(f"--last.every_n_train_steps is {options.last.every_n_train_steps}: give at least 1")
+        for section, name in (("last", "every_n_train_steps"), ("trainer", "log_every_n_steps")):
+            steps = options[section][name]
+            if steps is not None and steps < 1:
+                raise UsageError(f"--{section}.{name} is {steps}: give at least 1")
         if self.saved:
             self._dump_config()
             check_restored(self.saved[CONFIG_KEY], self.config_dump, resumes=self.subcommand == "fit")

@@ -115,13 +115,23 @@ NUMBERS = {
     "model.adaptation.init_args.linear_solver.init_args.rtol": ("-1", "nan", "2"),
     "model.adaptation.init_args.proximal.init_args.strength": ("0", "-1", "nan", ".inf"),
     "trainer.max_steps": ("-2", "nan"),
-    "trainer.log_every_n_steps": ("-1", "nan"),
+    "trainer.log_every_n_steps": ("0", "-1", "nan"),
     "last.every_n_train_steps": ("0", "-1", "nan"),
     "seed_everything": ("-1", "nan", "1e30"),
 }
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in NUMBERS.items() for value in values])
+SAMPLE = {("data.way", "0"), ("data.tasks", "1e30"), ("trainer.log_every_n_steps", "0"), ("seed_everything", "-1")}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        pytest.param(key, value, marks=() if (key, value) in SAMPLE else pytest.mark.slow)
+        for key, values in NUMBERS.items()
+        for value in values
+    ],
+)
 def test_numbers_that_cannot_be_meant(
     key: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

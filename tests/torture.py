@@ -171,6 +171,8 @@ def main(seeds: int, kills: int, kinds: list[str]) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary)
+        if os.path.isdir("/dev/shm"):
+            os.environ["TMPDIR"] = "/dev/shm"  # another file system, across which nothing can be renamed
         for number, (kind, options) in enumerate((kind, KINDS[kind]) for kind in kinds):
             folder = base / str(number)
             folder.mkdir()
@@ -179,14 +181,15 @@ def main(seeds: int, kills: int, kinds: list[str]) -> None:
             for seed in range(seeds):
                 killed = folder / f"seed{seed}"
                 killed.mkdir()
-                survived += kill_and_resume(options, seed, killed, reference)
+                survived += (equal := kill_and_resume(options, seed, killed, reference))
+                print(f"{kind}, seed {seed}: {'equal' if equal else 'NOT EQUAL'}", file=sys.stderr, flush=True)
             print(f"| kill -9 and resume, equal bit for bit: {kind} | {survived} of {seeds} |", flush=True)
         saves = base / "saves"
         saves.mkdir()
         print(
             f"| kill -9 inside a save, a whole checkpoint left | {kill_in_saves(kills, saves)} of {kills} |", flush=True
         )
-        flipped = flip_bits(10 * kills, saves, base / "0" / RUN / "last.ckpt")
+        flipped = flip_bits(10 * kills, base, saves / "last.ckpt")
         print(f"| one bit of a checkpoint flipped, refused or without effect | {flipped} of {10 * kills} |", flush=True)
 
 
