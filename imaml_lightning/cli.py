@@ -154,6 +154,7 @@ class CommandLine(LightningCLI):
         """
         try:
             super().instantiate_classes()
+            self.model.configure_optimizers()  # Lightning asks for it after the data, and a bad rate is refused there
         except Exception as error:
             raise _refused(error) or UsageError(
                 f"the configuration cannot be built ({_one_line(error)}): correct the option that it speaks of"

@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from imaml_lightning import checks
 from imaml_lightning.adaptation import Adaptation, Adapted, Implicit
 from imaml_lightning.checkpoint import TRUSTED, check_trusted, read_checkpoint
 from imaml_lightning.episode import Episode, Examples
@@ -130,7 +131,11 @@ class MetaLearner(LightningModule):
         return "transductive" if batch_norm else "inductive"
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+        try:
+            optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+            checks.positive("model.optimizer.init_args", lr=optimizer.param_groups[0]["lr"])
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"--model.optimizer cannot be used ({error}): set its lr and other init_args") from error
         if self.scheduler is None:
             return {"optimizer": optimizer}
         return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}

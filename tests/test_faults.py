@@ -17,7 +17,7 @@ from command import PEACE, SMALL, run, sabotage
 from torture import FIT, RUN, all_gone, kill_and_resume, same, start, state
 
 DDP = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-TIMEOUT = ["--trainer.strategy.class_path", "DDPStrategy", "--trainer.strategy.init_args.timeout", "0:01:00"]
+TIMEOUT = ["--trainer.strategy.class_path", "DDPStrategy", "--trainer.strategy.init_args.timeout", "0:02:00"]
 slow = pytest.mark.slow
 
 
@@ -40,7 +40,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def end(process: subprocess.Popen[str], within: float = 60) -> tuple[int, str]:
     """Exit status and last line on standard error of a command that ends, with all its processes, in time."""
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=600)
     assert all_gone(process.pid, within)
     return process.returncode, errors.splitlines()[-1]
 
@@ -101,8 +101,10 @@ def test_second_interrupt_ends_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("act", ["fail", "kill", "terminate", "hang"])
 def test_no_rank_survives_another(tmp_path: Path, act: str, rank: int) -> None:
-    process = start("fit", *FIT, *DDP, *TIMEOUT, *sabotage(act, 6, "on_train_batch_start", rank), folder=tmp_path)
-    _, errors = process.communicate(timeout=300)
+    # The timeout holds for the ranks' joining as well, which a busy machine makes slow.
+    timeout = TIMEOUT if act == "hang" else []
+    process = start("fit", *FIT, *DDP, *timeout, *sabotage(act, 6, "on_train_batch_start", rank), folder=tmp_path)
+    _, errors = process.communicate(timeout=600)
     assert all_gone(process.pid, within=60)
     assert process.returncode == 143 if act == "terminate" else process.returncode != 0
     if act == "fail":
@@ -122,7 +124,7 @@ def test_divergence_ends_the_run_and_keeps_the_last_finite_checkpoint(tmp_path: 
 
 def test_a_fault_shows_its_traceback(tmp_path: Path) -> None:
     process = start("fit", *FIT, *sabotage("fail", 2), folder=tmp_path)
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "Traceback" in errors
     assert errors.splitlines()[-1] == "error: RuntimeError: sabotage"
@@ -166,7 +168,7 @@ class TestWeightsAndBiases:
     def test_without_a_key_at_a_terminal_nothing_is_asked(self, tmp_path: Path) -> None:
         ours, theirs = pty.openpty()
         process = start("fit", *FIT, "--trainer.max_steps", "4", folder=tmp_path, stdin=theirs)
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=600)
         os.close(ours)
         os.close(theirs)
         assert process.returncode == 0, errors
@@ -188,7 +190,7 @@ class TestWeightsAndBiases:
     def test_the_same_run_after_a_kill(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WANDB_MODE", "offline")
         process = start("fit", *FIT, *sabotage("kill", 7), folder=tmp_path)
-        process.communicate(timeout=300)
+        process.communicate(timeout=600)
         assert all_gone(process.pid, within=60)
         assert run("fit", *FIT, *PEACE, "--ckpt_path", "last", folder=tmp_path).returncode == 0
         runs = list((tmp_path / RUN / "wandb").glob("offline-run-*/run-*.wandb"))
