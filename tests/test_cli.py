@@ -207,7 +207,7 @@ def test_damaged_and_foreign_checkpoints(
         assert str(path) in refused("test", "--ckpt_path", str(path), capsys=capsys)
         assert path.read_bytes() == content
     wider = ["--model.network.init_args.hidden", "[9]"]
-    assert "another architecture" in refused("test", "--ckpt_path", str(best), *wider, capsys=capsys)
+    assert "--model.network" in refused("test", "--ckpt_path", str(best), *wider, capsys=capsys)
 
 
 def test_help_and_print_config_teach(capsys: pytest.CaptureFixture[str]) -> None:
