@@ -10,8 +10,9 @@ export OMP_WAIT_POLICY ?= PASSIVE
 fit: $(VENV)/installed
 	$(RUN) -m imaml_lightning fit $(ARGS)
 
+# One process for each core; a file's tests stay together, because they share what they have trained.
 test: $(VENV)/installed
-	$(RUN) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/installed
 	$(RUN) -m pytest -m slow $(ARGS)
