@@ -110,7 +110,12 @@ class CommandLine(LightningCLI):
         given = list(sys.argv[1:] if args is None else args)
         peeked = peek_options(given)
         trusted = [*TRUSTED, *filter(None, peeked.pop("trust", "").split(","))]
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted)
+        set_parsing_settings(
+            import_path_denylist=["*"],
+            import_path_allowlist=trusted,
+            config_read_mode_urls_enabled=False,
+            config_read_mode_fsspec_enabled=False,  # Lightning's choice would let --config fetch an address
+        )
         if "ckpt_path" in peeked and given[0] in self.subcommands():
             defaults = {"name": DEFAULT_NAME, "output": DEFAULT_OUTPUT}
             self.checkpoint, self.saved = find_checkpoint(**defaults | peeked)

@@ -51,7 +51,7 @@ def state(folder: Path) -> dict[str, Any]:
         kept[name]["batches"] = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
     with (folder / RUN / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    measured = ("train/seconds", "train/peak_memory_mb")
+    measured = ("train/seconds", "train/waiting", "train/peak_memory_mb")
     kept["rows"] = [{name: value for name, value in row.items() if value and name not in measured} for row in rows]
     return kept
 
