@@ -31,9 +31,16 @@ def milliseconds(function: Callable[[], object], repeats: int) -> float:
     return statistics.median(times[2:])
 
 
-def measure(filters: int, downsample: str, chunk: int) -> dict[str, float]:
+class Plain(Conv4):
+    """A subclass takes the general route: vmap and autograd."""
+
+
+ROUTES = {"written out": Conv4, "general": Plain}
+
+
+def measure(route: str, filters: int, downsample: str, chunk: int) -> dict[str, float]:
     """Milliseconds a task of each evaluation."""
-    network = FlatNetwork(Conv4(filters=filters, downsample=downsample))
+    network = FlatNetwork(ROUTES[route](filters=filters, downsample=downsample))
     support = Examples(torch.rand(chunk, 5, 1, 28, 28), torch.arange(5).expand(chunk, 5))
     objective = InnerObjective(network, support, network.vector(), ProximalTerm(), nn.CrossEntropyLoss())
     phi = objective.start() + 0.01 * torch.randn(chunk, sum(network.sizes))
@@ -57,9 +64,10 @@ def main() -> None:
     rows = []
     for filters, downsample in ((32, "stride"), (32, "max_pool"), (64, "stride"), (64, "max_pool")):
         for chunk in options.chunks:
-            network = {"filters": filters, "downsample": downsample, "threads": options.threads, "chunk": chunk}
-            figures = {name: round(value, 2) for name, value in measure(filters, downsample, chunk).items()}
-            rows.append(network | figures)
+            for route in ROUTES:
+                network = {"filters": filters, "downsample": downsample, "chunk": chunk, "route": route}
+                figures = {k: round(v, 2) for k, v in measure(route, filters, downsample, chunk).items()}
+                rows.append(network | figures)
     print(
         f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {options.threads} threads; ms a task\n"
     )
