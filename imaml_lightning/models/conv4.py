@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from imaml_lightning.errors import UsageError
 from imaml_lightning.models.folded import FoldedConv4
+from imaml_lightning.models.parts import BodyAndHead, Norm, convolution, normalisation
 
 
-class Conv4(nn.Module):
+class Conv4(BodyAndHead):
     """Four blocks of 3 x 3 convolution, down-sampling, normalisation and ReLU, then a linear head.
 
     Args:
@@ -40,10 +39,9 @@ class Conv4(nn.Module):
         size: int = 28,
         filters: int = 64,
         downsample: Literal["max_pool", "stride"] = "max_pool",
-        norm: Literal["batch", "group", "none"] = "batch",
+        norm: Norm = "batch",
         zero_head: bool = True,
     ) -> None:
-        super().__init__()
         if min(way, channels, size, filters) < 1:
             given = f"{way}, {channels}, {size}, {filters}"
             raise UsageError(f"way, channels, size and filters of Conv4 must be at least 1, got {given}")
@@ -54,30 +52,16 @@ class Conv4(nn.Module):
         strided = downsample == "stride"
         blocks = []
         for block in range(4):
-            convolution = nn.Conv2d(channels if block == 0 else filters, filters, 3, 2 if strided else 1, 1)
-            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-            nn.init.zeros_(convolution.bias)
-            layers: list[tuple[str, nn.Module]] = [("conv", convolution)]
+            before = channels if block == 0 else filters
+            layers: list[tuple[str, nn.Module]] = [("conv", convolution(before, filters, stride=2 if strided else 1))]
             if not strided:
                 layers.append(("pool", nn.MaxPool2d(2)))
             layers.append(("relu", nn.ReLU()))
-            if norm == "batch":
-                layers.append(("norm", nn.BatchNorm2d(filters, track_running_stats=False)))
-            elif norm == "group":
-                layers.append(("norm", nn.GroupNorm(math.gcd(8, filters), filters)))
+            if norm != "none":
+                layers.append(("norm", normalisation(norm, filters)))
             blocks.append(nn.Sequential(OrderedDict(layers)))
+        super().__init__(nn.Sequential(*blocks), way, channels, size, zero_head)
         self.strided, self.norm = strided, norm
-        self.body = nn.Sequential(*blocks)
-        with torch.no_grad():
-            features = self.body(torch.zeros(2, channels, size, size)).flatten(1).shape[1]
-        self.head = nn.Linear(features, way)
-        if zero_head:
-            nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[example, way]`` of images ``[example, channel, height, width]``."""
-        return self.head(self.body(x).flatten(1))
 
     @property
     def fold(self) -> Callable[[Sequence[Tensor], Tensor], FoldedConv4] | None:

@@ -37,9 +37,9 @@ class BodyAndHead(nn.Module):
         return self.head(self.body(x).flatten(1))
 
 
-def convolution(before: int, after: int, kernel: int = 3) -> nn.Conv2d:
-    """A convolution that keeps height and width, He-normal with a bias of zero."""
-    layer = nn.Conv2d(before, after, kernel, padding=kernel // 2)
+def convolution(before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    """A convolution that keeps height and width (or divides them by ``stride``), He-normal with a bias of zero."""
+    layer = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     nn.init.zeros_(layer.bias)
     return layer
