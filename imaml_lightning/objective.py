@@ -73,9 +73,8 @@ class InnerObjective:
                 loss = self.support_loss(phi.requires_grad_())
                 (support,) = torch.autograd.grad(loss.sum(), phi)
         with torch.no_grad():
-            d = phi.detach() - self.theta
-            pull = self.proximal.product(d)
-            return loss.detach() + 0.5 * (d * pull).sum(1), support + pull
+            penalty, proximal = self.proximal.value_and_gradient(phi.detach(), self.theta)
+            return loss.detach() + penalty, support + proximal
 
     def gradient(self, phi: Tensor) -> Tensor:
         """∇_φ G ``[task, param]`` at ``phi``, differentiable in ``phi`` and in everything else on which G depends."""

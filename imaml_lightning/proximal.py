@@ -62,10 +62,15 @@ class ProximalTerm(nn.Module):
         """Λ d ``[task, param]``, with Λ = ∇²R: R is ½ dᵀΛd of the distance d = φ − θ ``[task, param]``, and ∇R is Λ d."""
         return self.strength() * d
 
-    def forward(self, phi: Tensor, theta: Tensor) -> Tensor:
-        """R for each task ``[task]``, of ``phi [task, param]`` and ``theta [param]``."""
+    def value_and_gradient(self, phi: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """R ``[task]`` and ∇R ``[task, param]``, of ``phi [task, param]`` and ``theta [param]``."""
         d = phi - theta
-        return 0.5 * (d * self.product(d)).sum(1)
+        gradient = self.product(d)
+        return 0.5 * (d * gradient).sum(1), gradient
+
+    def forward(self, phi: Tensor, theta: Tensor) -> Tensor:
+        """R for each task ``[task]``."""
+        return self.value_and_gradient(phi, theta)[0]
 
 
 class LowRankProximalTerm(ProximalTerm):
