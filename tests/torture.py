@@ -12,10 +12,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
-from command import PEACE, SMALL, run, sabotage
+from command import CONFIGS, PEACE, SMALL, run, sabotage
 
 from imaml_lightning.checkpoint import WholeCheckpoints, read_checkpoint, sweep
 from imaml_lightning.errors import UsageError
@@ -165,7 +166,32 @@ def flip_bits(flips: int, folder: Path, checkpoint: Path) -> int:
     return caught
 
 
-def main(seeds: int, kills: int, kinds: list[str]) -> None:
+def soak(hours: float, folder: Path) -> str:
+    """Train for ``hours`` with all that a run does (validation, pictures, saves, W&B offline): its memory and open files.
+
+    Both are read every ten seconds. A leak shows as a difference between the second quarter's median and the last one's.
+    """
+    options = ["--config", str(CONFIGS / "sinusoid_5shot.yaml"), "--data.train_batches", "50", "--data.val_episodes", "8"]
+    environment = os.environ | {"WANDB_MODE": "offline"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+    process = start("fit", *options, "--trainer.max_steps", "100000000", folder=folder, **quiet)
+    page, samples, end = os.sysconf("SC_PAGE_SIZE") / 1e6, [], time.monotonic() + 3600 * hours
+    while time.monotonic() < end and process.poll() is None:
+        time.sleep(10)
+        proc = Path(f"/proc/{process.pid}")
+        samples.append((int((proc / "statm").read_text().split()[1]) * page, len(list((proc / "fd").iterdir()))))
+    assert process.poll() is None, f"the run ended by itself with status {process.returncode}"
+    process.terminate()
+    status, quarter = process.wait(timeout=60), len(samples) // 4
+    with (folder / RUN / "metrics.csv").open() as file:
+        step = max(int(row["step"]) for row in csv.DictReader(file))
+    (m1, f1), (m2, f2) = (
+        map(median, zip(*part, strict=True)) for part in (samples[quarter : 2 * quarter], samples[3 * quarter :])
+    )
+    return f"{step} meta-steps; memory {m1:.0f} MB, then {m2:.0f}; open files {f1:.0f}, then {f2:.0f}; exit {status}"
+
+
+def main(seeds: int, kills: int, kinds: list[str], hours: float) -> None:
     os.environ |= {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     os.environ["PYTHONPATH"] = f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[1]}"
     torch.set_num_threads(1)
@@ -191,6 +217,9 @@ def main(seeds: int, kills: int, kinds: list[str]) -> None:
         )
         flipped = flip_bits(10 * kills, base, saves / "last.ckpt")
         print(f"| one bit of a checkpoint flipped, refused or without effect | {flipped} of {10 * kills} |", flush=True)
+        soaked = base / "soak"
+        soaked.mkdir()
+        print(f"| training for {hours:g} h, second quarter against last | {soak(hours, soaked)} |", flush=True)
 
 
 if __name__ == "__main__":
@@ -198,4 +227,5 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=20, help="Runs killed and resumed, of each kind.")
     parser.add_argument("--kills", type=int, default=100, help="Saves killed; ten times as many bits are flipped.")
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--hours", type=float, default=2, help="How long to train to see memory and open files stay flat.")
     main(**vars(parser.parse_args()))
