@@ -126,7 +126,9 @@ def test_predict_writes_outputs(trained: tuple[Path, str]) -> None:
     assert {row["episode"] for row in rows} == {str(i) for i in range(8)}
 
 
-@pytest.mark.parametrize("config", sorted(set(CONFIGS.glob("*.yaml")) - {CONFIGS / "sweep.yaml"}), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config", sorted(set(CONFIGS.glob("*.yaml")) - {CONFIGS / "sweep.yaml"}), ids=lambda path: path.stem
+)
 def test_every_config_runs(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     options = ["--data.tasks", "2", "--trainer.accelerator", "cpu"]

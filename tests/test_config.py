@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from command import refused
 
-from imaml_lightning.config import check_restored, peek_options
+from imaml_lightning.cli.config import check_restored, peek_options
 from imaml_lightning.errors import UsageError
 
 BAD_FILES = {

@@ -18,15 +18,9 @@ INSIDE = [path for path in FILES if path != ROOT / "__init__.py"]
 LEAVES = {"checkpoint", "compat", "errors", "checks", "rows", "episode", "solution", "metrics"}
 BELOW: dict[str, set[str]] = {
     "__main__": {"cli"},
-    "cli": {"meta_learner", "data", "callbacks", "class_change", "commands", "config", "report", "run", "signals"},
-    "commands": {"predict_files", "data"},
-    "predict_files": {"predictor", "data"},
+    "cli": {"meta_learner", "data", "callbacks", "loggers", "predictor", "signals"},
     "predictor": {"meta_learner"},
-    "report": set(),
-    "run": {"callbacks", "loggers", "signals"},
     "callbacks": {"data", "diagnostics", "figures", "loggers", "signals"},
-    "class_change": set(),
-    "config": set(),
     "loggers": set(),
     "signals": set(),
     "figures": {"objective"},

@@ -171,7 +171,14 @@ def soak(hours: float, folder: Path) -> str:
 
     Both are read every ten seconds. A leak shows as a difference between the second quarter's median and the last one's.
     """
-    options = ["--config", str(CONFIGS / "sinusoid_5shot.yaml"), "--data.train_batches", "50", "--data.val_episodes", "8"]
+    options = [
+        "--config",
+        str(CONFIGS / "sinusoid_5shot.yaml"),
+        "--data.train_batches",
+        "50",
+        "--data.val_episodes",
+        "8",
+    ]
     environment = os.environ | {"WANDB_MODE": "offline"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
     process = start("fit", *options, "--trainer.max_steps", "100000000", folder=folder, **quiet)
@@ -227,5 +234,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=20, help="Runs killed and resumed, of each kind.")
     parser.add_argument("--kills", type=int, default=100, help="Saves killed; ten times as many bits are flipped.")
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--hours", type=float, default=2, help="How long to train to see memory and open files stay flat.")
+    parser.add_argument(
+        "--hours", type=float, default=2, help="How long to train to see memory and open files stay flat."
+    )
     main(**vars(parser.parse_args()))

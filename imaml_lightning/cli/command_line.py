@@ -1,69 +1,30 @@
-"""The command line: ``python -m imaml_lightning fit|validate|test|predict``."""
+"""``python -m imaml_lightning fit|validate|test|predict``: its options, and what each of the four does."""
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import traceback
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import wandb
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from imaml_lightning import commands
 from imaml_lightning.callbacks import PlainProgress, ProgressBar
 from imaml_lightning.checkpoint import CONFIG_KEY, TRUSTED, WholeCheckpoints, find_checkpoint
-from imaml_lightning.class_change import forget_options_of_the_old_class
-from imaml_lightning.config import check_restored, peek_options
+from imaml_lightning.cli.complaint import one_line, refusal
+from imaml_lightning.cli.config import check_restored, peek_options
+from imaml_lightning.cli.defaults import DEFAULT_NAME, DEFAULT_OUTPUT, FIRST_LOOK, TRAINER_DEFAULTS
+from imaml_lightning.cli.report import figures_line, print_summary, write_predictions
+from imaml_lightning.cli.run import RunFolder
 from imaml_lightning.data import EpisodeDataModule
-from imaml_lightning.errors import DataError, Stopped, UsageError
+from imaml_lightning.errors import DataError, UsageError
 from imaml_lightning.meta_learner import MetaLearner
-from imaml_lightning.report import figures_line, print_summary, write_predictions
-from imaml_lightning.run import RunFolder
 from imaml_lightning.signals import Signals
-
-DEFAULT_NAME, DEFAULT_OUTPUT = "glyphs_5w1s", "runs"
-#: What ``fit`` trains without further options: a small network on Glyphs, for a first look in under three minutes.
-_FIRST_LOOK = {
-    "model.network": {"class_path": "imaml_lightning.models.Conv4", "init_args": {"filters": 32}},
-    "model.adaptation": {
-        "class_path": "imaml_lightning.adaptation.Implicit",
-        "init_args": {
-            "inner_solver": {
-                "class_path": "imaml_lightning.inner.GradientDescent",
-                "init_args": {"lr": 0.2, "max_steps": 8},
-            },
-            "linear_solver": {
-                "class_path": "imaml_lightning.linear.ConjugateGradient",
-                "init_args": {"rtol": 0.01},
-            },
-            "proximal": {"class_path": "imaml_lightning.proximal.ProximalTerm"},
-        },
-    },
-    "model.criterion": {"class_path": "torch.nn.CrossEntropyLoss"},
-    "model.optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.003}},
-    "data.source": {"class_path": "imaml_lightning.data.Glyphs"},
-    "data.query": 5,
-    "data.train_batches": 20,
-    "data.val_episodes": 96,
-}
-_TRAINER_DEFAULTS = {
-    "inference_mode": False,  # adaptation differentiates, also in validation
-    "use_distributed_sampler": False,  # episodes know their rank themselves
-    "log_every_n_steps": 5,
-    "num_sanity_val_steps": 0,
-    "enable_model_summary": False,
-    "max_steps": 60,
-}
 
 
 class CommandLine(LightningCLI):
@@ -83,7 +44,7 @@ class CommandLine(LightningCLI):
             save_config_callback=None,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            trainer_defaults=_TRAINER_DEFAULTS,
+            trainer_defaults=TRAINER_DEFAULTS,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -102,7 +63,7 @@ class CommandLine(LightningCLI):
         parser.add_argument(
             "--last.every_n_train_steps", default=100, type=int, help="Meta-steps from one last.ckpt to the next."
         )
-        parser.set_defaults(_FIRST_LOOK)
+        parser.set_defaults(FIRST_LOOK)
         parser.link_arguments("data.way", "model.network.init_args.way")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -134,7 +95,7 @@ class CommandLine(LightningCLI):
         try:
             super()._set_seed()
         except ValueError as error:
-            raise UsageError(f"--seed_everything cannot be used ({_one_line(error)})") from error
+            raise UsageError(f"--seed_everything cannot be used ({one_line(error)})") from error
 
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
@@ -161,8 +122,8 @@ class CommandLine(LightningCLI):
             super().instantiate_classes()
             self.model.configure_optimizers()  # Lightning asks for it after the data, and a bad rate is refused there
         except Exception as error:
-            raise _refused(error) or UsageError(
-                f"the configuration cannot be built ({_one_line(error)}): correct the option that it speaks of"
+            raise refusal(error) or UsageError(
+                f"the configuration cannot be built ({one_line(error)}): correct the option that it speaks of"
             ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -213,7 +174,7 @@ class CommandLine(LightningCLI):
             if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # other ranks are started after this
                 self.datamodule.prepare_data()
         except (UsageError, OSError) as error:
-            raise DataError(_one_line(error)) from error
+            raise DataError(one_line(error)) from error
         self.datamodule.setup(self.subcommand)
         self.datamodule.check_network(self.model)
 
@@ -288,59 +249,3 @@ class _Parser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         raise UsageError(" ".join(message.split()))
-
-
-def main(args: ArgsType = None) -> None:
-    """Run the command line; the last line on standard error says what went wrong, the exit status of what kind it is.
-
-    See ``errors`` for the statuses. What the user can mend is said without a traceback, unless ``--traceback``.
-    """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own call of torch's pytree
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # ours: a run's folder
-    forget_options_of_the_old_class()
-    # jsonargparse writes the comments only if asked to.
-    sys.argv[1:] = ["--print_config=comments" if arg == "--print_config" else arg for arg in sys.argv[1:]]
-    show = "--traceback" in (sys.argv if args is None else args)
-    with Signals() as signals:
-        try:
-            if not commands.run(sys.argv[1:] if args is None else args):
-                CommandLine(signals, args)
-            return
-        except Stopped as stopped:
-            error, status = stopped, stopped.code
-        except Exception as fault:
-            error = _refused(fault) or fault
-            status = error.exit_status if isinstance(error, UsageError) else 1
-            if show or status == 1:
-                traceback.print_exception(fault)
-        signals.leave()
-        if wandb.run is not None:
-            wandb.finish(exit_code=status)
-        wandb.teardown()  # its service would be found by processes that this one starts
-        signals.end_ranks()
-    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    if first or not isinstance(error, Stopped):
-        said = (
-            _one_line(error)
-            if isinstance(error, (UsageError, Stopped))
-            else f"{type(error).__name__}: {_one_line(error)}"
-        )
-        print(f"error: {said}", file=sys.stderr, flush=True)
-    # A rank that was asked to stop has done well: Lightning kills the first rank where another one fails.
-    sys.exit(0 if isinstance(error, Stopped) and not first else status)
-
-
-def _refused(error: BaseException | None) -> UsageError | None:
-    """The refusal among an error and its causes: jsonargparse wraps what a constructor raises."""
-    while error is not None:
-        if isinstance(error, UsageError):
-            return error
-        if isinstance(error, MisconfigurationException):
-            return UsageError(_one_line(error))
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

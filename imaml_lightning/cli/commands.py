@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imaml_lightning import predict_files
+from imaml_lightning.cli import predict_files
 from imaml_lightning.data import check
 
 

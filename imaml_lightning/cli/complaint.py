@@ -1,0 +1,23 @@
+"""Any error as the one sentence that a person reads."""
+
+from __future__ import annotations
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from imaml_lightning.errors import UsageError
+
+
+def refusal(error: BaseException | None) -> UsageError | None:
+    """The refusal among an error and its causes: jsonargparse wraps what a constructor raises."""
+    while error is not None:
+        if isinstance(error, UsageError):
+            return error
+        if isinstance(error, MisconfigurationException):
+            return UsageError(one_line(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def one_line(error: BaseException) -> str:
+    """Its message, without line breaks."""
+    return " ".join(str(error).split())

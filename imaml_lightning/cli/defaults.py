@@ -1,0 +1,37 @@
+"""What a command does unless it is told otherwise."""
+
+from __future__ import annotations
+
+DEFAULT_NAME, DEFAULT_OUTPUT = "glyphs_5w1s", "runs"
+#: What ``fit`` trains without further options: a small network on Glyphs, for a first look in under three minutes.
+FIRST_LOOK = {
+    "model.network": {"class_path": "imaml_lightning.models.Conv4", "init_args": {"filters": 32}},
+    "model.adaptation": {
+        "class_path": "imaml_lightning.adaptation.Implicit",
+        "init_args": {
+            "inner_solver": {
+                "class_path": "imaml_lightning.inner.GradientDescent",
+                "init_args": {"lr": 0.2, "max_steps": 8},
+            },
+            "linear_solver": {
+                "class_path": "imaml_lightning.linear.ConjugateGradient",
+                "init_args": {"rtol": 0.01},
+            },
+            "proximal": {"class_path": "imaml_lightning.proximal.ProximalTerm"},
+        },
+    },
+    "model.criterion": {"class_path": "torch.nn.CrossEntropyLoss"},
+    "model.optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.003}},
+    "data.source": {"class_path": "imaml_lightning.data.Glyphs"},
+    "data.query": 5,
+    "data.train_batches": 20,
+    "data.val_episodes": 96,
+}
+TRAINER_DEFAULTS = {
+    "inference_mode": False,  # adaptation differentiates, also in validation
+    "use_distributed_sampler": False,  # episodes know their rank themselves
+    "log_every_n_steps": 5,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "max_steps": 60,
+}

@@ -1,0 +1,60 @@
+"""From the command line's words to an exit status."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+
+import wandb
+from lightning.pytorch.cli import ArgsType
+
+from imaml_lightning.cli import commands
+from imaml_lightning.cli.class_change import forget_options_of_the_old_class
+from imaml_lightning.cli.command_line import CommandLine
+from imaml_lightning.cli.complaint import one_line, refusal
+from imaml_lightning.errors import Stopped, UsageError
+from imaml_lightning.signals import Signals
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line; the last line on standard error says what went wrong, the exit status of what kind it is.
+
+    See ``errors`` for the statuses. What the user can mend is said without a traceback, unless ``--traceback``.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own call of torch's pytree
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # ours: a run's folder
+    forget_options_of_the_old_class()
+    # jsonargparse writes the comments only if asked to.
+    sys.argv[1:] = ["--print_config=comments" if arg == "--print_config" else arg for arg in sys.argv[1:]]
+    show = "--traceback" in (sys.argv if args is None else args)
+    with Signals() as signals:
+        try:
+            if not commands.run(sys.argv[1:] if args is None else args):
+                CommandLine(signals, args)
+            return
+        except Stopped as stopped:
+            error, status = stopped, stopped.code
+        except Exception as fault:
+            error = refusal(fault) or fault
+            status = error.exit_status if isinstance(error, UsageError) else 1
+            if show or status == 1:
+                traceback.print_exception(fault)
+        signals.leave()
+        if wandb.run is not None:
+            wandb.finish(exit_code=status)
+        wandb.teardown()  # its service would be found by processes that this one starts
+        signals.end_ranks()
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if first or not isinstance(error, Stopped):
+        said = (
+            one_line(error)
+            if isinstance(error, (UsageError, Stopped))
+            else f"{type(error).__name__}: {one_line(error)}"
+        )
+        print(f"error: {said}", file=sys.stderr, flush=True)
+    # A rank that was asked to stop has done well: Lightning kills the first rank where another one fails.
+    sys.exit(0 if isinstance(error, Stopped) and not first else status)
