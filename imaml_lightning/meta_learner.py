@@ -165,20 +165,21 @@ class MetaLearner(LightningModule):
         logs: list[dict[str, Tensor]] = []
         chunks = list(episode.chunks(self._chunk_size()))
         for number, chunk in enumerate(chunks, start=1):
-            objective = self.objective(chunk.support)
-            adapted = self.adaptation(objective)
-            figures = self.judge(adapted.phi, chunk.query)
-            query = objective.on(chunk.query, self.criterion)
-            loss = self.adaptation.outer_loss(adapted, figures["loss"], objective, query)
             with self._gradient_sync(number == len(chunks)):
-                self.manual_backward(loss.sum() / episode.tasks)
-            if log_now:
-                logs.append(self._task_figures(chunk, adapted, figures))
-            # Or this chunk's graphs would stay until the next chunk's are built.
-            del objective, adapted, figures, query, loss
+                logs.append(self.learn(chunk, episode.tasks, log_now))
         norm = self._outer_step()
         if log_now:
             self._log_step(logs, norm, time.perf_counter() - began)
+
+    def learn(self, chunk: Episode, tasks: int, log_now: bool) -> dict[str, Tensor]:
+        """Add a chunk's part of the meta-gradient to the parameters' ``grad``; what the log tells of its tasks, if asked."""
+        objective = self.objective(chunk.support)
+        adapted = self.adaptation(objective)
+        figures = self.judge(adapted.phi, chunk.query)
+        query = objective.on(chunk.query, self.criterion)
+        loss = self.adaptation.outer_loss(adapted, figures["loss"], objective, query)
+        self.manual_backward(loss.sum() / tasks)
+        return self._task_figures(chunk, adapted, figures) if log_now else {}
 
     def validation_step(self, episode: Episode, batch_idx: int) -> None:
         self._evaluate(episode, "val")

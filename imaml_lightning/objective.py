@@ -9,6 +9,7 @@ from imaml_lightning.episode import Examples
 from imaml_lightning.linearisation import ByAutograd, Linearisation, WrittenOut
 from imaml_lightning.parameters import FlatNetwork, per_task
 from imaml_lightning.proximal import ProximalTerm
+from imaml_lightning.rows import some
 
 
 class InnerObjective:
@@ -111,7 +112,7 @@ def task_losses(criterion: nn.Module, outputs: Tensor, examples: Examples) -> Te
     Cross-entropy leaves out IGNORED targets by itself. In regression, padding is judged against its own output, which
     costs nothing and has no derivatives, and the mean is taken over the others; for losses that are means over entries.
     """
-    if not examples.y.is_floating_point() or examples.real().all():
+    if not (examples.y.is_floating_point() and some(~examples.real())):
         return per_task(criterion, outputs, examples.y)
 
     def over_real(z: Tensor, y: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class ProximalTerm(nn.Module):
         self.learn = learn
         self.initial = strength
         self.raw = nn.Parameter(self._raw(strength, 1), requires_grad=learn)
-        self.repeats: list[int] | None = None
+        self.register_buffer("repeats", None, persistent=False)  # how often each λ occurs, if not once or everywhere
 
     @staticmethod
     def _raw(strength: float, count: int) -> Tensor:
@@ -49,14 +49,14 @@ class ProximalTerm(nn.Module):
         """Give ``raw`` one entry for each λ that ``per`` asks for in this network."""
         count = {"network": 1, "tensor": len(network.sizes), "parameter": sum(network.sizes)}[self.per]
         self.raw = nn.Parameter(self._raw(self.initial, count), requires_grad=self.learn)
-        self.repeats = network.sizes if self.per == "tensor" else None
+        self.repeats = torch.tensor(network.sizes) if self.per == "tensor" else None
+        self.params = sum(network.sizes)
 
     def strength(self) -> Tensor:
         """λ, ``[1]`` or ``[param]``; differentiable in ``raw``."""
         strength = softplus(self.raw)
-        if self.repeats is None:
-            return strength
-        return strength.repeat_interleave(torch.tensor(self.repeats, device=strength.device))
+        # Its length given, nothing has to wait for the device to be asked.
+        return strength if self.repeats is None else strength.repeat_interleave(self.repeats, output_size=self.params)
 
     def product(self, d: Tensor) -> Tensor:
         """Λ d ``[task, param]``, with Λ = ∇²R: R is ½ dᵀΛd of the distance d = φ − θ ``[task, param]``, and ∇R is Λ d."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -21,6 +24,33 @@ def select(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
     On a CPU, where looking is free, rows that are all new are not copied.
     """
-    if mask.device.type == "cpu" and mask.all():
+    if _looking and mask.device.type == "cpu" and mask.all():
         return new
     return torch.where(mask, new, old)
+
+
+_looking = True
+
+
+@contextlib.contextmanager
+def unseen() -> Iterator[None]:
+    """Within it no loop looks at its numbers, so that nothing waits for the device and the work can be recorded.
+
+    Loops then end by their step limits alone; tasks that have ended stay where they are, as ever.
+    """
+    global _looking  # not of one thread: backward passes on a device have a thread of their own
+    before, _looking = _looking, False
+    try:
+        yield
+    finally:
+        _looking = before
+
+
+def looking() -> bool:
+    """Whether loops may look at their numbers."""
+    return _looking
+
+
+def some(mask: Tensor) -> bool:
+    """Whether any entry of ``mask`` is true, so that there is work left; within ``unseen`` always yes."""
+    return not _looking or bool(mask.any())

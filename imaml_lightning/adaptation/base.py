@@ -58,6 +58,8 @@ class Adaptation(nn.Module, ABC):
         proximal: the regulariser λ/2 ‖φ − θ‖² of the inner objective.
     """
 
+    constant = False  # whether every meta-step does the same work on other numbers, so that it can be recorded
+
     def __init__(self, proximal: ProximalTerm) -> None:
         super().__init__()
         self.proximal = proximal

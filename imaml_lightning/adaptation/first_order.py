@@ -23,6 +23,8 @@ class FirstOrder(Adaptation):
     Source: Finn, Abbeel, Levine (2017), section 5.2, here on the proximal inner problem.
     """
 
+    constant = True
+
     def __init__(self, inner_solver: InnerSolver = GradientDescent(), proximal: ProximalTerm | None = None) -> None:
         super().__init__(proximal or ProximalTerm())
         self.inner_solver = inner_solver

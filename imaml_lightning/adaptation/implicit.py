@@ -36,6 +36,8 @@ class Implicit(Adaptation):
     Source: Rajeswaran, Finn, Kakade, Levine (2019), "Meta-learning with implicit gradients", lemma 1, algorithm 2.
     """
 
+    constant = True
+
     def __init__(
         self,
         inner_solver: InnerSolver = GradientDescent(),

@@ -16,7 +16,7 @@ from imaml_lightning.linear import ConjugateGradient
 from imaml_lightning.linear.base import Product
 from imaml_lightning.linearisation import Linearisation
 from imaml_lightning.objective import InnerObjective
-from imaml_lightning.rows import dot
+from imaml_lightning.rows import dot, some
 from imaml_lightning.solution import Solution
 
 
@@ -64,7 +64,7 @@ class HessianFree(InnerSolver):
         progress = Progress(start, self.rtol)
         for _ in range(self.max_steps):
             active = progress.see(at.phi, at.gradient)
-            if not active.any():
+            if not some(active):
                 break
             local = objective.linearise(at.phi)
             d = cg.solve(self._damped(local, mu), torch.where(active, -at.gradient, 0)).value

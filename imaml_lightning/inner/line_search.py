@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from imaml_lightning.objective import InnerObjective
-from imaml_lightning.rows import dot
+from imaml_lightning.rows import dot, some
 
 #: Halvings before a direction is given up; 2⁻³⁰ of a step is rounding.
 MAX_TRIALS = 30
@@ -61,7 +61,7 @@ def backtrack(
         )
         taken = torch.where(enough, alpha, taken)
         pending = pending & ~enough
-        if not pending.any():
+        if not some(pending):
             break
         alpha = alpha / 2
     return new, taken

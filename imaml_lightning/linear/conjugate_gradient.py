@@ -11,7 +11,7 @@ from imaml_lightning import checks
 from imaml_lightning.linear.base import LinearSolver, Product
 from imaml_lightning.linear.preconditioner import Preconditioner
 from imaml_lightning.linear.refine import MeasuredProduct, Sweep, refine
-from imaml_lightning.rows import dot, norm, select
+from imaml_lightning.rows import dot, norm, select, some
 from imaml_lightning.solution import Result, Solution
 
 
@@ -49,10 +49,10 @@ class ConjugateGradient(LinearSolver):
             rz, residual = dot(r, p), norm(r)
             result = torch.full_like(rz, Result.STEP_LIMIT, dtype=torch.int64)
             steps = torch.zeros_like(result)
-            while True:
+            for _ in range(self.max_steps):
                 active = (result == Result.STEP_LIMIT) & (residual > target) & (steps < budget)
-                if not active.any():
-                    return Sweep(u, result, steps, residual)
+                if not some(active):
+                    break
                 ap = product(torch.where(active, p, 0))
                 pap = dot(p, ap)
                 steps = steps + active
@@ -68,6 +68,7 @@ class ConjugateGradient(LinearSolver):
                 z = inverse(r)
                 previous, rz, residual = rz, dot(r, z), norm(r)
                 p = select(active, z + rz / previous * p, p)
+            return Sweep(u, result, steps, residual)
 
         return refine(iterate, product, rhs, start, self.max_steps, self.rtol)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from imaml_lightning import checks
 from imaml_lightning.linear.base import LinearSolver, Product
 from imaml_lightning.linear.refine import MeasuredProduct, Sweep, refine
-from imaml_lightning.rows import dot, norm
+from imaml_lightning.rows import dot, norm, some
 from imaml_lightning.solution import Result, Solution
 
 
@@ -42,45 +42,45 @@ class Minres(LinearSolver):
         checks.fraction("linear_solver", rtol=self.rtol)
 
     def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
-        return refine(_iterate, product, rhs, start, self.max_steps, self.rtol, margin=torch.inf)
+        return refine(self._iterate, product, rhs, start, self.max_steps, self.rtol, margin=torch.inf)
 
+    def _iterate(self, product: MeasuredProduct, r: Tensor, target: Tensor, budget: Tensor) -> Sweep:
+        u = v_old = w = w_old = torch.zeros_like(r)
+        gamma = eta = norm(r)
+        v = torch.where(gamma > 0, r / gamma, 0)
+        c = c_old = torch.ones_like(gamma)
+        s = s_old = torch.zeros_like(gamma)
+        # MINRES is at the mercy of κ² eps, so what is this small beside ‖A‖ is as good as 0.
+        tiny = torch.finfo(r.dtype).eps ** 0.75
+        result = torch.full_like(gamma, Result.STEP_LIMIT, dtype=torch.int64)
+        steps = torch.zeros_like(result)
+        for _ in range(self.max_steps):
+            active = (result == Result.STEP_LIMIT) & (eta.abs() > target) & (steps < budget)
+            if not some(active):
+                break
+            # Lanczos: A V = V T, T tridiagonal with δ on its diagonal and γ beside it.
+            av = product(torch.where(active, v, 0))
+            delta = dot(av, v)
+            v_new = av - delta * v - gamma * v_old
+            gamma_new = norm(v_new)
+            steps = steps + active
+            result = torch.where(active & ~(delta.isfinite() & gamma_new.isfinite()), Result.NONFINITE, result)
 
-def _iterate(product: MeasuredProduct, r: Tensor, target: Tensor, budget: Tensor) -> Sweep:
-    u = v_old = w = w_old = torch.zeros_like(r)
-    gamma = eta = norm(r)
-    v = torch.where(gamma > 0, r / gamma, 0)
-    c = c_old = torch.ones_like(gamma)
-    s = s_old = torch.zeros_like(gamma)
-    # MINRES is at the mercy of κ² eps, so what is this small beside ‖A‖ is as good as 0.
-    tiny = torch.finfo(r.dtype).eps ** 0.75
-    result = torch.full_like(gamma, Result.STEP_LIMIT, dtype=torch.int64)
-    steps = torch.zeros_like(result)
-    while True:
-        active = (result == Result.STEP_LIMIT) & (eta.abs() > target) & (steps < budget)
-        if not active.any():
-            return Sweep(u, result, steps, eta.abs())
-        # Lanczos: A V = V T, T tridiagonal with δ on its diagonal and γ beside it.
-        av = product(torch.where(active, v, 0))
-        delta = dot(av, v)
-        v_new = av - delta * v - gamma * v_old
-        gamma_new = norm(v_new)
-        steps = steps + active
-        result = torch.where(active & ~(delta.isfinite() & gamma_new.isfinite()), Result.NONFINITE, result)
+            # The rotations before, applied to the new column of T; ‖A r‖/‖r‖ = hypot(α₀, c γ⁺), 0 at a least-squares
+            # solution.
+            alpha0 = c * delta - c_old * s * gamma
+            stalled = torch.hypot(alpha0, c * gamma_new) <= tiny * product.scale
+            result = torch.where(active & stalled, Result.BREAKDOWN, result)
+            active = active & (result == Result.STEP_LIMIT)
+            alpha1 = torch.hypot(alpha0, gamma_new)
+            alpha2 = s * delta + c_old * c * gamma
+            alpha3 = s_old * gamma
 
-        # The rotations before, applied to the new column of T; ‖A r‖/‖r‖ = hypot(α₀, c γ⁺), 0 at a least-squares
-        # solution.
-        alpha0 = c * delta - c_old * s * gamma
-        stalled = torch.hypot(alpha0, c * gamma_new) <= tiny * product.scale
-        result = torch.where(active & stalled, Result.BREAKDOWN, result)
-        active = active & (result == Result.STEP_LIMIT)
-        alpha1 = torch.hypot(alpha0, gamma_new)
-        alpha2 = s * delta + c_old * c * gamma
-        alpha3 = s_old * gamma
-
-        # The new rotation, and the step along w.
-        c_new, s_new = alpha0 / alpha1, gamma_new / alpha1
-        w_new = (v - alpha3 * w_old - alpha2 * w) / alpha1
-        u = torch.where(active, u + c_new * eta * w_new, u)
-        eta = torch.where(active, -s_new * eta, eta)
-        v_old, v = v, torch.where(gamma_new > 0, v_new / gamma_new, 0)
-        w_old, w, c_old, c, s_old, s, gamma = w, w_new, c, c_new, s, s_new, gamma_new
+            # The new rotation, and the step along w.
+            c_new, s_new = alpha0 / alpha1, gamma_new / alpha1
+            w_new = (v - alpha3 * w_old - alpha2 * w) / alpha1
+            u = torch.where(active, u + c_new * eta * w_new, u)
+            eta = torch.where(active, -s_new * eta, eta)
+            v_old, v = v, torch.where(gamma_new > 0, v_new / gamma_new, 0)
+            w_old, w, c_old, c, s_old, s, gamma = w, w_new, c, c_new, s, s_new, gamma_new
+        return Sweep(u, result, steps, eta.abs())

@@ -10,7 +10,7 @@ from torch import Tensor
 from imaml_lightning import checks
 from imaml_lightning.linear.base import LinearSolver, Product
 from imaml_lightning.linear.refine import MeasuredProduct, Sweep, refine
-from imaml_lightning.rows import dot, norm
+from imaml_lightning.rows import dot, norm, some
 from imaml_lightning.solution import Result, Solution
 
 
@@ -48,10 +48,10 @@ class Neumann(LinearSolver):
         u, residual = torch.zeros_like(r), norm(r)
         result = torch.full_like(residual, Result.STEP_LIMIT, dtype=torch.int64)
         steps = torch.zeros_like(result)
-        while True:
+        for _ in range(self.max_steps):
             active = (result == Result.STEP_LIMIT) & (residual > target) & (steps < budget)
-            if not active.any():
-                return Sweep(u, result, steps, residual)
+            if not some(active):
+                break
             ar = product(torch.where(active, r, 0))
             r_new = r - self.lr * ar
             residual_new = norm(r_new)
@@ -64,3 +64,4 @@ class Neumann(LinearSolver):
             u = torch.where(active, u + self.lr * r, u)
             r = torch.where(active, r_new, r)
             residual = torch.where(active, residual_new, residual)
+        return Sweep(u, result, steps, residual)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from imaml_lightning.linear.base import Product
-from imaml_lightning.rows import norm
+from imaml_lightning.rows import looking, norm, some
 from imaml_lightning.solution import Result, Solution
 
 #: A recurrence's residual is not taken at its word once it is below this many times the bound of its rounding error.
@@ -58,7 +58,8 @@ def refine(
     In k steps the recurrence drifts from the true residual by at most about k·eps·(‖A‖ ‖u‖ + ‖v‖), so well above
     this its word is as good as a measurement. Below, one more product tells (it is not counted as a step), and a task
     that claimed too much starts anew on A d = v − A u with the steps it has left. A task that was led away from the
-    solution goes back, and ends with BREAKDOWN. With margin = ∞ all residuals are measured.
+    solution goes back, and ends with BREAKDOWN. With margin = ∞ all residuals are measured. Where nothing may look
+    (``rows.unseen``) the product is always spent, and no task starts anew.
 
     Source: Greenbaum (1997), "Estimating the attainable accuracy of recursively computed residual methods"; van der
     Vorst and Ye (2000), "Residual replacement strategies for Krylov subspace iterative methods".
@@ -71,7 +72,9 @@ def refine(
     residual = norm(r)
     result = torch.where(residual.isfinite(), Result.STEP_LIMIT, Result.NONFINITE)
     steps, pending = torch.zeros_like(result), result == Result.STEP_LIMIT
-    while pending.any():
+    for _ in range(max_steps if looking() else 1):
+        if not some(pending):
+            break
         sweep = method(product, torch.where(pending, r, 0), target, torch.where(pending, max_steps - steps, 0))
         u_before, before, u = u, norm(r), torch.where(pending, u + sweep.value, u)
         steps = steps + torch.where(pending, sweep.steps, 0)
@@ -80,7 +83,7 @@ def refine(
 
         drift = margin * steps * eps * (product.scale * norm(u) + length)
         doubtful = pending & (residual < drift) & (result <= Result.STEP_LIMIT)
-        if not doubtful.any():
+        if not some(doubtful):
             break
         r = rhs - product(u)
         residual = torch.where(doubtful, norm(r), residual)
