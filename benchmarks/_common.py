@@ -65,14 +65,35 @@ def short(value: object) -> object:
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
+def machine() -> str:
+    """Processor or GPU, threads and versions."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    name = names[0] if names else platform.processor() or platform.machine()
+    return (
+        f"{gpu}{name}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows as a Markdown table, four digits of each figure."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    return "\n".join([*lines, *("| " + " | ".join(str(short(v)) for v in row.values()) + " |" for row in rows)])
+
+
 def show(rows: Sequence[Mapping[str, object]]) -> None:
     """Rows as a Markdown table, with the machine they were measured on."""
-    print(
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n"
-    )
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(short(value)) for value in row.values()) + " |")
+    print(f"{machine()}\n\n{table(rows)}")
+
+
+def publish(name: str, rows: Sequence[Mapping[str, object]], how: str) -> None:
+    """Show the rows, and write them to results/<name>.csv and, with the machine and ``how`` they were measured, <name>.md."""
+    show(rows)
+    write(name, rows)
+    (RESULTS / f"{name}.md").write_text(f"{how}\n\n{machine()}\n\n{table(rows)}\n")
 
 
 def save(figure: Figure, name: str) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -93,12 +92,6 @@ def in_fresh_process(arguments: list[str], method: str, steps: int) -> dict[str,
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def picture(rows: list[dict]):
     from matplotlib.figure import Figure
 
@@ -138,7 +131,7 @@ def main() -> None:
         print(json.dumps(measure(options, method, int(steps))))
         return
 
-    from _common import save, show, write
+    from _common import publish, save
 
     rows: list[dict] = []
     for method in options.methods:
@@ -149,13 +142,10 @@ def main() -> None:
             more = {"difference_percent": 100 * (figures["growth_mb"] / first - 1)}
             rows.append({"method": method, "inner_steps": steps} | figures | more)
 
-    print(
-        f"{processor()}; Conv4 ({options.filters} filters, {options.downsample}), 5-way {options.shots}-shot, ", end=""
-    )
+    print(f"Conv4 ({options.filters} filters, {options.downsample}), 5-way {options.shots}-shot, ", end="")
     print(f"15 queries a class, {options.tasks} tasks in chunks of {options.chunk}, ", end="")
     print(f"5 CG steps ({options.curvature}), median of {options.repeats} processes with one thread")
-    show(rows)
-    write("memory", rows)
+    publish("memory", rows, " ".join(["python", *sys.argv]))
     save(picture(rows), "memory")
 
 

@@ -1,6 +1,6 @@
 """Seconds of a meta-step beside other libraries: the same network, start, episode, steps and precision, in one process.
 
-    python benchmarks/peers.py [--settings 5w1s 20w1s] [--threads 1] [--repeats 5]
+    python benchmarks/peers.py [--settings 5w1s 20w1s] [--tasks 16] [--query 1] [--repeats 3] [--device cuda]
 
 iMAML takes 16 (5-way) or 25 (20-way) steps of descent and exactly 5 conjugate gradient steps; MAML 5 steps. All contenders are
 timed in turn, and each figure is the median of its repeats. Every row says how far its meta-gradient is from ours. What
@@ -13,36 +13,36 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import time
+import sys
 from collections.abc import Callable
-from statistics import median
 
 import torch
-from _common import show, write
+from _common import publish, save
+from _speed import CG_STEPS, LR, SETTINGS, STRENGTH, Setting, in_turn, options
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from imaml_lightning import Episode, Examples, FirstOrder, Implicit, MetaLearner, ProximalTerm
+from imaml_lightning import Episode, Examples, FirstOrder, MetaLearner, ProximalTerm
 from imaml_lightning.adaptation import Adaptation, Unrolled
-from imaml_lightning.curvature import GaussNewton, Hessian
+from imaml_lightning.curvature import Hessian
 from imaml_lightning.inner import GradientDescent
-from imaml_lightning.linear import ConjugateGradient
-from imaml_lightning.models import Conv4
 from imaml_lightning.optimizers import SGD
 
-LR, STRENGTH, CG_STEPS, MAML_STEPS = 0.05, 2.0, 5, 5
-STEPS = {5: 16, 20: 25}
+MAML_STEPS = 5
+PEERS = ("TorchOpt", "higher")
 
 MetaStep = Callable[[], Tensor]  # the meta-gradient, the sum over tasks, as one vector
 
 
 def ours(network: nn.Module, episode: Episode, adaptation: Adaptation) -> MetaStep:
-    learner = MetaLearner(network, adaptation, task_chunk=8)
+    learner = MetaLearner(network, adaptation)
+    size = 8 if episode.support.x.device.type == "cpu" else None
 
     def meta_step() -> Tensor:
         learner.zero_grad()
-        for chunk in episode.chunks(8):
+        for chunk in episode.chunks(size):
             learner.judge(learner.adapted(chunk.support).phi, chunk.query)["loss"].sum().backward()
         return torch.cat([p.grad.flatten() for p in network.parameters()])
 
@@ -102,15 +102,15 @@ def higher_maml(network: nn.Module, episode: Episode, steps: int) -> MetaStep:
     return meta_step
 
 
-def contenders(network: nn.Module, episode: Episode, steps: int) -> dict[str, tuple[str, MetaStep]]:
+def contenders(network: nn.Module, episode: Episode, setting: Setting) -> dict[str, tuple[str, MetaStep]]:
     """By name: the contender whose meta-gradient it should have, and its meta-step. Ours come first."""
-    descent, cg = GradientDescent(LR, steps), ConjugateGradient(CG_STEPS, rtol=0.0)
+    steps = setting.inner_steps
     hessian, gauss_newton = f"iMAML, {steps} steps, Hessian", f"iMAML, {steps} steps, Gauss-Newton"
     first, unrolled = f"first order, {steps} steps", f"MAML, {MAML_STEPS} steps"
     members = {
-        hessian: Implicit(descent, cg, Hessian(), ProximalTerm(STRENGTH)),
-        gauss_newton: Implicit(descent, cg, GaussNewton(), ProximalTerm(STRENGTH)),
-        first: FirstOrder(descent, ProximalTerm(STRENGTH)),
+        hessian: setting.adaptation(Hessian()),
+        gauss_newton: setting.adaptation(),
+        first: FirstOrder(GradientDescent(LR, steps), ProximalTerm(STRENGTH)),
         unrolled: Unrolled(SGD(lr=LR), MAML_STEPS),
     }
     table = {name: (name, ours(network, episode, member)) for name, member in members.items()}
@@ -121,54 +121,48 @@ def contenders(network: nn.Module, episode: Episode, steps: int) -> dict[str, tu
     return table
 
 
-def measure(way: int, shot: int, options: argparse.Namespace) -> list[dict[str, object]]:
+def measure(setting: Setting, chosen: argparse.Namespace) -> list[dict[str, object]]:
     torch.manual_seed(0)
-    labels = torch.arange(way)
+    network = setting.network().to(chosen.device)
+    table = contenders(network, setting.episode(chosen.tasks, chosen.query, chosen.device), setting)
+    gradients = {name: meta_step() for name, (_, meta_step) in table.items()}
+    times = in_turn({name: meta_step for name, (_, meta_step) in table.items()}, chosen.repeats)
+    return [
+        {
+            "setting": setting.name,
+            "contender": name,
+            "seconds": times[name],
+            "times ours": times[name] / times[model],
+            "difference": ((gradients[name] - gradients[model]).norm() / gradients[model].norm()).item(),
+        }
+        for name, (model, _) in table.items()
+    ]
 
-    def images(count: int) -> Examples:
-        return Examples(
-            torch.rand(options.tasks, way * count, 1, 28, 28), labels.repeat(count).expand(options.tasks, -1)
-        )
 
-    table = contenders(Conv4(way=way), Episode(images(shot), images(options.query)), STEPS[way])
-    gradients: dict[str, Tensor] = {}
-    times: dict[str, list[float]] = {name: [] for name in table}
-    for repeat in range(options.repeats + 1):
-        for name, (_, meta_step) in table.items():
-            began = time.perf_counter()
-            gradients[name] = meta_step()
-            if repeat:  # the first one warms up
-                times[name].append(time.perf_counter() - began)
-    rows = []
-    for name, (model, _) in table.items():
-        difference = (gradients[name] - gradients[model]).norm() / gradients[model].norm()
-        rows.append(
-            {
-                "setting": f"{way}w{shot}s",
-                "contender": name,
-                "seconds": median(times[name]),
-                "times ours": median(times[name]) / median(times[model]),
-                "difference": difference.item(),
-            }
-        )
-    return rows
+def picture(rows: list[dict[str, object]]) -> Figure:
+    """Bars of seconds, a panel for each setting; other libraries in another colour."""
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    figure = Figure(figsize=(9, 0.6 + 1.6 * len(settings)), layout="constrained")
+    for axes, setting in zip(figure.subplots(len(settings), squeeze=False)[:, 0], settings, strict=True):
+        shown = [row for row in rows if row["setting"] == setting][::-1]
+        colours = ["tab:orange" if row["contender"].split(",")[0] in PEERS else "tab:blue" for row in shown]
+        bars = axes.barh([row["contender"] for row in shown], [row["seconds"] for row in shown], color=colours)
+        axes.bar_label(bars, [f"{row['seconds']:.2g} s" for row in shown], padding=3)
+        axes.set_title(setting, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.12)
+    axes.set_xlabel("seconds of a meta-step (orange: other libraries)")
+    return figure
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", default=["5w1s", "5w5s", "20w1s"])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tasks", type=int, default=16)
-    parser.add_argument("--query", type=int, default=1, help="query images a class")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    rows = []
-    for setting in options.settings:
-        way, shot = setting.removesuffix("s").split("w")
-        rows += measure(int(way), int(shot), options)
-    show(rows)
-    write("peers", rows)
+    parser = options(__doc__, settings=list(SETTINGS))
+    parser.set_defaults(query=1)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    rows = [row for name in chosen.settings for row in measure(SETTINGS[name], chosen)]
+    publish("peers", rows, " ".join(["python", *sys.argv]))
+    save(picture(rows), "peers")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/sampling.py [--omniglot ROOT]
 
-Prints a Markdown table and writes ``benchmarks/results/sampling.csv``. Sampling and gathering are timed (class and image numbers,
+Prints a Markdown table and writes benchmarks/results/sampling.csv and .md. Sampling and gathering are timed (class and image numbers,
 and the copy out of the bank as uint8); the change to floats happens on the device. Processor time leaves out other work on the
 machine; a data set on a slow disk would wait longer. Pictures of Mini-ImageNet's size come from a
 bank of its shape (64 classes of 600 pictures, 84 x 84 x 3) filled with noise. With ``--omniglot``, torchmeta's BatchMetaDataLoader
@@ -12,15 +12,13 @@ is timed beside, without workers, on the same classes, as its helper ``omniglot`
 from __future__ import annotations
 
 import argparse
-import csv
-import os
-import platform
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
+from _common import publish
 
 import imaml_lightning  # noqa: F401  (repairs imports before lightning is imported)
 from imaml_lightning.data import (
@@ -35,7 +33,6 @@ from imaml_lightning.data import (
 )
 
 TASKS, REPEATS = 16, 5
-RESULTS = Path(__file__).parent / "results" / "sampling.csv"
 
 
 class Photographs(ClassSource):
@@ -84,14 +81,6 @@ def episodes_per_second(loader: Callable[[], Iterable[object]], batches: int) ->
     return figures[1:]
 
 
-def machine() -> str:
-    """Processor, threads used and versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, 1 of {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--omniglot", metavar="ROOT", help="folder that holds torchmeta's omniglot folder")
@@ -105,17 +94,13 @@ def main() -> None:
         timed.append(("Omniglot (vinyals)", ours(Omniglot(args.omniglot), 50), 50))
         timed.append(("Omniglot (random)", ours(Omniglot(args.omniglot, splits="random"), 50), 50))
         timed.append(("torchmeta's BatchMetaDataLoader, Omniglot", torchmeta(args.omniglot, 2), 2))
-    print(f"{machine()}\n\n| source | episodes/s, median of {REPEATS} | least | most |\n|---|---|---|---|")
     rows = []
     for name, loader, batches in timed:
         figures = sorted(episodes_per_second(loader, batches))
-        rows.append((name, round(figures[REPEATS // 2]), round(figures[0]), round(figures[-1])))
-        print("| {} | {:,} | {:,} | {:,} |".format(*rows[-1]), flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["source", "median_per_s", "least_per_s", "most_per_s", "machine"])
-        writer.writerows([*row, machine()] for row in rows)
+        least, middle, most = (round(figures[at]) for at in (0, REPEATS // 2, -1))
+        rows.append({"source": name, "median_per_s": middle, "least_per_s": least, "most_per_s": most})
+        print(rows[-1], file=sys.stderr, flush=True)
+    publish("sampling", rows, " ".join(["python", *sys.argv]))
 
 
 if __name__ == "__main__":

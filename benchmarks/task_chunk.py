@@ -6,14 +6,13 @@ python benchmarks/task_chunk.py [--threads 1] [--chunks 1 4 16]
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from _common import publish
 from torch import nn
 
 from imaml_lightning import Examples, FlatNetwork, InnerObjective, ProximalTerm
@@ -68,18 +67,7 @@ def main() -> None:
                 network = {"filters": filters, "downsample": downsample, "chunk": chunk, "route": route}
                 figures = {k: round(v, 2) for k, v in measure(route, filters, downsample, chunk).items()}
                 rows.append(network | figures)
-    print(
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {options.threads} threads; ms a task\n"
-    )
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
-    path = Path(__file__).parent / "results" / f"task_chunk_{options.threads}_threads.csv"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    publish(f"task_chunk_{options.threads}_threads", rows, " ".join(["python", *sys.argv]))
 
 
 if __name__ == "__main__":
