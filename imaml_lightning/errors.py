@@ -33,8 +33,8 @@ class Stopped(SystemExit):
     """
 
     def __init__(self, signal: int, message: str) -> None:
-        super().__init__(128 + signal)
-        self.signal, self.message = signal, message
+        self.signal, self.message, self.exit_status = signal, message, 128 + signal
+        super().__init__(self.exit_status)
 
     def __str__(self) -> str:
         return self.message

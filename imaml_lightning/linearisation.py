@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class Linearisation(ABC):
     """
 
     outputs: Tensor
+    support_loss: Tensor
+    output_gradient: Tensor
     support_gradient: Tensor
 
     def __init__(
@@ -69,7 +72,7 @@ class Linearisation(ABC):
 class ByAutograd(Linearisation):
     """Products from the graph of ∇L_S, which is built once and kept."""
 
-    def __init__(self, phi: Tensor, outputs: Callable[[Tensor], Tensor], loss: Loss, *of_regulariser) -> None:
+    def __init__(self, phi: Tensor, outputs: Callable[[Tensor], Tensor], loss: Loss, *of_regulariser: Any) -> None:
         phi = phi.detach().requires_grad_()
         super().__init__(phi, *of_regulariser)
         self.outputs = outputs(phi)
@@ -90,7 +93,7 @@ class ByAutograd(Linearisation):
 class WrittenOut(Linearisation):
     """Products from a network that has them written out; no graph of the network."""
 
-    def __init__(self, phi: Tensor, network: FlatNetwork, folded: Folded, loss: Loss, *of_regulariser) -> None:
+    def __init__(self, phi: Tensor, network: FlatNetwork, folded: Folded, loss: Loss, *of_regulariser: Any) -> None:
         super().__init__(phi.detach(), *of_regulariser)
         self.network, self.folded = network, folded
         self.outputs = folded.outputs.requires_grad_()

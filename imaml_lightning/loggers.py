@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import wandb
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from imaml_lightning.checkpoint import ROWS_KEY
 
@@ -37,6 +37,7 @@ class AppendingCSV(CSVLogger):
     def experiment(self) -> ExperimentWriter:
         if self._experiment is None:
             self._experiment = _AppendingWriter(self.log_dir, self._checkpoint)
+        assert isinstance(self._experiment, ExperimentWriter)
         return self._experiment
 
     @property
@@ -74,7 +75,7 @@ class _AppendingWriter(ExperimentWriter):
         """Lightning would delete the earlier rows here."""
 
 
-def _rows_before(checkpoint: dict[str, Any], path: Path) -> list[dict[str, str]]:
+def _rows_before(checkpoint: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     """The rows of ``path`` that were written before ``checkpoint``, and that of the meta-step after which it was taken.
 
     (Lightning logs a meta-step's row after the callbacks that save.)

@@ -7,7 +7,7 @@ import inspect
 import resource
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +15,12 @@ import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import LRScheduler
 
 from imaml_lightning import checks
 from imaml_lightning.adaptation import Adaptation, Adapted, Implicit
@@ -60,6 +63,8 @@ class MetaLearner(LightningModule):
         UsageError: for a value that cannot be used.
     """
 
+    skipped_steps: Tensor
+
     def __init__(
         self,
         network: nn.Module | None = None,
@@ -89,7 +94,7 @@ class MetaLearner(LightningModule):
         self.adaptation.fit_to(self.flat)
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64))
         self.skipped_in_a_row = 0
-        self.scores = nn.ModuleDict({stage: nn.ModuleDict() for stage in ("val", "test")})
+        self.scores: dict[str, EpisodeMean] = {}  # of the episodes of this validation or test
 
     def _save_plain_hyperparameters(self) -> None:
         """Keep what ``load_from_checkpoint`` needs, as plain types.
@@ -97,15 +102,17 @@ class MetaLearner(LightningModule):
         From the command line every argument arrives as its configuration; from Python some are objects, which a
         checkpoint must not hold and which the caller gives again.
         """
+        here = inspect.currentframe()
+        assert here is not None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`")
-            self.save_hyperparameters(logger=False, frame=inspect.currentframe().f_back)
+            self.save_hyperparameters(logger=False, frame=here.f_back)
         for name, value in list(self.hparams.items()):
             if isinstance(value, nn.Module) or callable(value):
                 del self.hparams[name]
 
     @classmethod
-    def load_from_checkpoint(
+    def load_from_checkpoint(  # type: ignore[override]  # a file's path alone, not a stream
         cls, checkpoint_path: str | Path, *args: Any, trust: Sequence[str] = (), **options: Any
     ) -> MetaLearner:
         """The learner of a checkpoint, as Lightning's method of this name, but nothing in the file is executed.
@@ -130,7 +137,7 @@ class MetaLearner(LightningModule):
         batch_norm = any(isinstance(m, _BatchNorm) and not m.track_running_stats for m in self.network.modules())
         return "transductive" if batch_norm else "inductive"
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         try:
             optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
             checks.positive("model.optimizer.init_args", lr=optimizer.param_groups[0]["lr"])
@@ -160,7 +167,7 @@ class MetaLearner(LightningModule):
 
     def training_step(self, episode: Episode, batch_idx: int) -> None:
         began = time.perf_counter()
-        every = self.trainer.log_every_n_steps  # 0: never, as in a barebones Trainer
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0: never, as in a barebones Trainer
         log_now = every > 0 and (self.global_step + 1) % every == 0
         logs: list[dict[str, Tensor]] = []
         chunks = list(episode.chunks(self._chunk_size()))
@@ -182,10 +189,10 @@ class MetaLearner(LightningModule):
         return self._task_figures(chunk, adapted, figures) if log_now else {}
 
     def validation_step(self, episode: Episode, batch_idx: int) -> None:
-        self._evaluate(episode, "val")
+        self._evaluate(episode)
 
     def test_step(self, episode: Episode, batch_idx: int) -> None:
-        self._evaluate(episode, "test")
+        self._evaluate(episode)
 
     def predict_step(self, episode: Episode, batch_idx: int) -> Tensor:
         """Outputs on the query set after adaptation ``[task, example, output]``: class probabilities or regression values."""
@@ -202,6 +209,11 @@ class MetaLearner(LightningModule):
                 pairs.append(tuple(self.flat.tasks(at, chunk.query.x) for at in (theta, phi)))
             before, after = zip(*pairs, strict=True)
             return torch.cat(before), torch.cat(after)
+
+    def on_validation_epoch_start(self) -> None:
+        self.scores.clear()
+
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
@@ -229,7 +241,7 @@ class MetaLearner(LightningModule):
         Raises:
             DivergedError: it was not finite ``MAX_SKIPPED`` times in a row.
         """
-        optimizer = self.optimizers()
+        optimizer = self._outer_optimizer()
         # Under 16-mixed the gradients are still multiplied by the loss scale here; the optimizer's step divides it out.
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = scaler.get_scale() if scaler else 1.0
@@ -239,10 +251,12 @@ class MetaLearner(LightningModule):
         if finite or scaler:  # a scaler skips by itself, and then lowers its scale
             optimizer.step()
         if finite:
-            self.adaptation.after_outer_step(self.flat, self.optimizers(use_pl_optimizer=False))
+            self.adaptation.after_outer_step(self.flat, optimizer.optimizer)
             self.skipped_in_a_row = 0
             if self.scheduler is not None:
-                self.lr_schedulers().step()
+                scheduler = self.lr_schedulers()
+                assert isinstance(scheduler, LRScheduler)
+                scheduler.step()
         else:
             self.skipped_steps += 1
             self.skipped_in_a_row += 1
@@ -252,6 +266,11 @@ class MetaLearner(LightningModule):
                 )
         optimizer.zero_grad()
         return norm
+
+    def _outer_optimizer(self) -> LightningOptimizer:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)  # there is one
+        return optimizer
 
     def _task_figures(self, chunk: Episode, adapted: Adapted, figures: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the log tells of each task of a chunk, all ``[task]``."""
@@ -274,7 +293,7 @@ class MetaLearner(LightningModule):
         bar = "accuracy" if "accuracy" in logs else "loss"
         for name, value in logs.items():
             self.log(f"train/{name}", value.float(), prog_bar=name == bar, sync_dist=True)
-        self.log("lr", self.optimizers().param_groups[0]["lr"])
+        self.log("lr", self._outer_optimizer().param_groups[0]["lr"])
 
     def _peak_memory(self) -> float:
         """Peak memory of this process in MB: on the device for CUDA, resident otherwise."""
@@ -282,20 +301,19 @@ class MetaLearner(LightningModule):
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
-    def _evaluate(self, episode: Episode, stage: str) -> None:
+    def _evaluate(self, episode: Episode) -> None:
         with _normal_mode():
             for chunk in _own(episode).chunks(self._chunk_size()):
                 adapted = self.adapted(chunk.support)
                 figures = self._task_figures(chunk, adapted, self.judge(adapted.phi, chunk.query))
                 for name, values in figures.items():
-                    if name not in self.scores[stage]:
-                        self.scores[stage][name] = EpisodeMean().to(self.device)
-                    self.scores[stage][name].update(values)
+                    if name not in self.scores:
+                        self.scores[name] = EpisodeMean().to(self.device)
+                    self.scores[name].update(values)
 
     def _log_scores(self, stage: str) -> None:
-        for name, metric in self.scores[stage].items():
+        for name, metric in self.scores.items():
             score = metric.compute()
-            metric.reset()
             shown = f"{name}_{self.protocol}" if stage == "test" and name == "accuracy" else name
             # Already the same on every rank; sync_dist only tells Lightning so.
             self.log(f"{stage}/{shown}", score["mean"].float(), prog_bar=name == "accuracy", sync_dist=True)
@@ -304,7 +322,7 @@ class MetaLearner(LightningModule):
 
 
 @contextlib.contextmanager
-def _normal_mode():
+def _normal_mode() -> Iterator[None]:
     """No gradients to meta-parameters, but autograd usable inside: inner solves need it, and inference mode forbids it."""
     with torch.inference_mode(False), torch.no_grad():
         yield

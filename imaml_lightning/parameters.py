@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,8 @@ class FlatNetwork:
 
     def folded(self, phi: Tensor, x: Tensor) -> Folded:
         """The network's own evaluation of many tasks at once; only where ``can_fold``."""
-        return self.network.fold(self.split(phi), x)
+        fold: Any = self.network.fold
+        return fold(self.split(phi), x)
 
 
 def per_task(function: Callable[[Tensor, Tensor], Tensor], *arguments: Tensor) -> Tensor:

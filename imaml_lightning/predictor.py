@@ -147,7 +147,7 @@ class Predictor:
 
     def report(self) -> AdaptationReport:
         """Whether adaptation helped. Adapts once for each support example left out, 100 of them at most."""
-        before, after = [], []
+        before, after = list[float](), list[float]()
         with torch.no_grad():
             for learner, phi in zip(self.learners, self.phis, strict=True):
                 for at, losses in ((learner.flat.vector()[None], before), (phi, after)):

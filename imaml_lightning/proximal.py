@@ -122,6 +122,8 @@ class LowRankProximalTerm(ProximalTerm):
 class NoProximalTerm(ProximalTerm):
     """R = 0: the inner objective is the support loss alone, as in MAML."""
 
+    zero: Tensor
+
     def __init__(self) -> None:
         nn.Module.__init__(self)
         self.register_buffer("zero", torch.zeros(1), persistent=False)

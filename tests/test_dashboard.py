@@ -35,7 +35,8 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             "HOME": str(folder),  # no key or setting of the person who runs the tests
             "NO_PROXY": "127.0.0.1",
         }
-        for module, *args in (["imaml_lightning", *FIT], ["imaml_lightning.dashboard", "--entity", ENTITY]):
+        dashboard_command = ["imaml_lightning.dashboard", "--entity", ENTITY]
+        for module, *args in (["imaml_lightning", *FIT], dashboard_command, [*dashboard_command, "--report"]):
             command = [sys.executable, "-m", module, *args]
             done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
             assert done.returncode == 0, done.stderr
@@ -74,7 +75,11 @@ def test_a_run_sends_all_that_the_dashboard_shows(online: Server) -> None:
     assert online.finished
 
 
-def test_the_command_saves_what_the_dry_run_prints(online: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    (view,) = online.views
-    assert view["entityName"] == ENTITY
-    assert metrics_in(json.loads(view["spec"])) == metrics_in(spec(capsys))
+@pytest.mark.parametrize(("number", "kind"), [(0, ()), (1, ("--report",))], ids=["workspace", "report"])
+def test_the_command_saves_what_the_dry_run_prints(
+    online: Server, number: int, kind: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    view = online.views[number]
+    assert len(online.views) == 2
+    assert (view["entityName"], view["projectName"]) == (ENTITY, dashboard.PROJECT)
+    assert metrics_in(json.loads(view["spec"])) == metrics_in(spec(capsys, *kind)) == dashboard.metrics()

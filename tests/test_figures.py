@@ -39,10 +39,13 @@ def test_contact_sheet_marks_right_and_wrong() -> None:
     episode = Episode(Examples(x, y), Examples(x, y))
     after = torch.tensor([[2.0, 0], [0, 2], [0, 2], [0, 2]]).expand(2, 4, 2)
     figure = contact_sheet(episode, torch.zeros(2, 4, 2), after, task=1)
-    shown = [axes for axes in figure.axes if "→" in axes.get_xlabel()]
-    assert [axes.get_xlabel() for axes in shown] == ["0 → 0   88%", "0 → 1   88%", "0 → 1   88%", "0 → 1   88%"]
-    colours = [to_hex(axes.spines["left"].get_edgecolor()) for axes in shown]
-    assert colours == [RIGHT, WRONG, RIGHT, RIGHT]
+    labels = [text for text in figure.axes[0].texts if "%" in text.get_text()]
+    assert [text.get_text() for text in labels] == ["0 → 0   88%", "0 → 1   88%", "0 → 1   88%", "0 → 1   88%"]
+    assert [text.get_color() for text in labels] == [RIGHT, WRONG, RIGHT, RIGHT]
+    frames = [to_hex(frame.get_edgecolor()) for frame in figure.axes[0].patches]
+    assert frames == ["#000000", RIGHT, WRONG, "#000000", RIGHT, RIGHT]
+    pictures = [image.get_array() for image in figure.axes[0].images]
+    assert [float(picture[0, 0]) for picture in pictures] == pytest.approx(x[1, [0, 0, 1, 2, 2, 3], 0, 0, 0].tolist())
 
 
 def test_learning_curves_draw_what_a_run_logged_and_name_what_it_did_not(tmp_path: Path) -> None:

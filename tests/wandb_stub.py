@@ -43,7 +43,12 @@ class Server(ThreadingHTTPServer):
             return {"createRunFiles": {"runID": "3", "uploadHeaders": [], "files": files}}
         if "upsertView" in query:
             self.views.append(variables)
-            return {"upsertView": {"view": {"id": "4", "name": variables["name"]}, "inserted": True}}
+            project = {"id": "2", "name": variables["projectName"], "entityName": variables["entityName"]}
+            view = {"id": "4", "name": variables["name"], "displayName": variables["displayName"], "project": project}
+            view |= {"description": "", "spec": variables["spec"]}
+            return {"upsertView": {"view": view, "inserted": True}}
+        if "models(entityName" in query:
+            return {"models": {"edges": [], "pageInfo": {"endCursor": None, "hasNextPage": False}}}
         return {"viewer": _PERSON} if "viewer" in query else {}
 
 

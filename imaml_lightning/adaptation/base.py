@@ -43,11 +43,11 @@ class LazilyCertified(Adapted):
         return self._solution.certified(at.gradient.detach().norm(dim=1)), at.stationarity()
 
     @property
-    def inner(self) -> Solution:
+    def inner(self) -> Solution:  # type: ignore[override]  # nobody assigns to it
         return self._certificate[0]
 
     @property
-    def stationarity(self) -> Tensor:
+    def stationarity(self) -> Tensor:  # type: ignore[override]
         return self._certificate[1]
 
 

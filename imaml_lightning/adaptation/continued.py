@@ -64,6 +64,7 @@ class Continued(Unrolled):
 
     @torch.no_grad()
     def after_outer_step(self, network: FlatNetwork, optimizer: Optimizer) -> None:
+        assert self.end is not None
         phi, state = self.end
         for name, value in network.named(phi[0]).items():
             network.network.get_parameter(name).copy_(value)

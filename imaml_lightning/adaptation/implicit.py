@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,13 +76,15 @@ class _ImplicitLayer(torch.autograd.Function):
     """φ* as a function of the tensors m on which ∇_φ G(φ*, m) = 0 depends."""
 
     @staticmethod
-    def forward(ctx, phi: Tensor, at: Linearisation, solve: Callable[[Tensor], Tensor], *dependencies: Tensor):
+    def forward(
+        ctx: Any, phi: Tensor, at: Linearisation, solve: Callable[[Tensor], Tensor], *dependencies: Tensor
+    ) -> Tensor:
         ctx.at, ctx.solve, ctx.dependencies = at, solve, dependencies
         return phi.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, v: Tensor):
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         u = ctx.solve(v)
         # Naming the inputs keeps autograd from walking back to φ as well, which would cost one more Hessian product.
         # The graph is kept because the caller may come again (retain_graph=True); it goes when the layer's output goes.

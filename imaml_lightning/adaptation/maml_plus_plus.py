@@ -36,6 +36,8 @@ class MAMLPlusPlus(Unrolled):
     Cost: while the weights fall, one query evaluation a step more than ``Unrolled``. Source: Antoniou, Edwards, Storkey (2019), section 4.
     """
 
+    meta_steps: Tensor
+
     def __init__(
         self,
         optimizer: DifferentiableOptimizer = SGD(),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,8 @@ class Unrolled(Adaptation):
     Finn, Abbeel, Levine (2017); Grefenstette et al. (2019); Shaban et al. (2019) for the truncated form.
     """
 
+    outer_steps: Tensor
+
     def __init__(
         self,
         optimizer: DifferentiableOptimizer = SGD(),
@@ -71,6 +74,7 @@ class Unrolled(Adaptation):
     def fit_to(self, network: FlatNetwork) -> None:
         super().fit_to(network)
         for each in self.learned.values():
+            assert isinstance(each, Learned)
             each.fit_to(network, self.optimizer, self.steps)
         if self.outer_moments:
             self.register_buffer("outer_steps", torch.zeros((), dtype=torch.int64))
@@ -130,14 +134,17 @@ class Unrolled(Adaptation):
             state |= {name: self.get_buffer(f"outer_{name}").expand_as(phi) for name in self.optimizer.moments}
         return state
 
-    def _walk(self, objective: InnerObjective, numbers: range, exact: bool, phi: Tensor, state: State):
+    def _walk(
+        self, objective: InnerObjective, numbers: range, exact: bool, phi: Tensor, state: State
+    ) -> tuple[Tensor, State]:
         """φ and the state after the steps ``numbers`` (0, 1, ...)."""
         before = int(self.outer_steps) if self.outer_moments else 0
         for number in numbers:
             graph = exact and torch.is_grad_enabled()
             gradient = objective.gradient(phi) if graph else objective.value_and_gradient(phi)[1]
             options = {name: each(number + 1) for name, each in self.learned.items()}
-            optimizer = replace(self.optimizer, **options) if options else self.optimizer
+            # Only a TorchRule, which is a dataclass, has something to learn.
+            optimizer = replace(self.optimizer, **options) if options else self.optimizer  # type: ignore[type-var]
             phi, state = optimizer.update(phi, gradient, state, before + number + 1)
         return phi, state
 
@@ -155,7 +162,7 @@ def checkpointed(
     ``dependencies`` are the other tensors on which the walk depends, each once. (torch.utils.checkpoint would compute
     a segment again for every gradient that is taken inside it.)
     """
-    before, after = list(state), []
+    before, after = list(state), list[str]()
 
     def flat(phi: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         phi, state = walk(phi, dict(zip(before, values, strict=True)))
@@ -168,14 +175,14 @@ def checkpointed(
 
 class _Segment(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, flat, moving: int, *tensors: Tensor):
+    def forward(ctx: Any, flat: Callable[..., tuple[Tensor, ...]], moving: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.flat, ctx.moving = flat, moving
         ctx.save_for_backward(*tensors)
         return flat(*tensors[:moving])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *slopes: Tensor):
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         starts = [t.detach().requires_grad_() for t in ctx.saved_tensors[: ctx.moving]]
         with torch.enable_grad():
             ends = ctx.flat(*starts)

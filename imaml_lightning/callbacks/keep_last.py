@@ -29,8 +29,8 @@ class KeepLast(Callback):
         self.signals.defer(getattr(trainer.strategy.launcher, "procs", []))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        loop = trainer.fit_loop.epoch_loop
-        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        if fetcher is not None and loop._should_check_val_fx(fetcher):
             return  # it is saved, and the run stopped, when validation starts
         stop = self._asked_to_stop(trainer)
         last_batch = loop.batch_progress.is_last_batch or trainer.global_step == trainer.max_steps

@@ -31,7 +31,7 @@ class Waiting(Callback):
     ) -> None:
         self._ended = time.perf_counter()
         self._worked += self._ended - self._began
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log("train/waiting", self._waited / (self._waited + self._worked))
             self._waited = self._worked = 0.0
 

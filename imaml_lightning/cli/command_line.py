@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from torch import Tensor
 
 from imaml_lightning.callbacks import PlainProgress, ProgressBar
 from imaml_lightning.checkpoint import CONFIG_KEY, TRUSTED, WholeCheckpoints, find_checkpoint
@@ -149,7 +150,7 @@ class CommandLine(LightningCLI):
         self._check_checkpoint()
         self._prepare_data()
         self.trainer.strategy.checkpoint_io = WholeCheckpoints()
-        if self.subcommand == "fit" and not self.trainer.fast_dev_run:
+        if self.subcommand == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             options = self.config_init.fit
             self._dump_config()
             self.run = (
@@ -160,7 +161,8 @@ class CommandLine(LightningCLI):
             if self.own_loggers:
                 self.trainer.loggers = self.run.loggers(self.saved)
             every = options.last.every_n_train_steps
-            self.trainer.callbacks += self.run.callbacks(options.best.monitor, options.best.mode, every, self.signals)
+            callbacks = self.run.callbacks(options.best.monitor, options.best.mode, every, self.signals)
+            self.trainer.callbacks += callbacks  # type: ignore[attr-defined]
 
     def _prepare_data(self) -> None:
         """Put the data in place, and see that the episodes asked for can be had.
@@ -232,10 +234,10 @@ class CommandLine(LightningCLI):
         if self.trainer.world_size > 1:
             raise UsageError("predict writes one file from one process: use --trainer.devices 1")
         path = Path("predictions.csv")
-        write_predictions(path, self.trainer.predict(model, **kwargs))
+        write_predictions(path, cast(list[Tensor], self.trainer.predict(model, **kwargs)))
         print_summary({"predictions": str(path)})
 
-    def _evaluate(self, stage: str, metrics: list[dict[str, float]]) -> None:
+    def _evaluate(self, stage: str, metrics: Sequence[Mapping[str, float]]) -> None:
         if self.trainer.is_global_zero:
             episodes = getattr(self.datamodule, f"{stage}_episodes")
             weights = str(self.checkpoint or "random, as asked by --untrained")

@@ -9,7 +9,6 @@ import traceback
 import warnings
 
 import wandb
-from lightning.pytorch.cli import ArgsType
 
 from imaml_lightning.cli import commands
 from imaml_lightning.cli.class_change import forget_options_of_the_old_class
@@ -19,7 +18,7 @@ from imaml_lightning.errors import Stopped, UsageError
 from imaml_lightning.signals import Signals
 
 
-def main(args: ArgsType = None) -> None:
+def main(args: list[str] | None = None) -> None:
     """Run the command line; the last line on standard error says what went wrong, the exit status of what kind it is.
 
     See ``errors`` for the statuses. What the user can mend is said without a traceback, unless ``--traceback``.
@@ -32,12 +31,13 @@ def main(args: ArgsType = None) -> None:
     sys.argv[1:] = ["--print_config=comments" if arg == "--print_config" else arg for arg in sys.argv[1:]]
     show = "--traceback" in (sys.argv if args is None else args)
     with Signals() as signals:
+        error: BaseException
         try:
             if not commands.run(sys.argv[1:] if args is None else args):
                 CommandLine(signals, args)
             return
         except Stopped as stopped:
-            error, status = stopped, stopped.code
+            error, status = stopped, stopped.exit_status
         except Exception as fault:
             error = refusal(fault) or fault
             status = error.exit_status if isinstance(error, UsageError) else 1

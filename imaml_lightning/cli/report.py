@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from imaml_lightning.errors import UsageError
 
 
-def figures_line(metrics: dict[str, Tensor | float], stage: str) -> str:
+def figures_line(metrics: Mapping[str, Tensor | float], stage: str) -> str:
     """``accuracy 97.31 ± 0.24 % (transductive)`` for classification, ``mean squared error …`` for regression."""
     for name, value in metrics.items():
         metric, _, protocol = name.removeprefix(f"{stage}/").partition("_")
@@ -28,7 +29,7 @@ def print_summary(lines: dict[str, str]) -> None:
         print(f"{name:<15} {value}")
 
 
-def write_predictions(path: Path, outputs: list[Tensor]) -> None:
+def write_predictions(path: Path, outputs: Sequence[Tensor]) -> None:
     """Outputs ``[task, example, output]`` as CSV: episode, example, the largest output's number, and all outputs.
 
     Raises:

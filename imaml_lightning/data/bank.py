@@ -12,7 +12,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -166,7 +166,7 @@ def _write(file: BinaryIO, path: Path, recipe: dict[str, Any], classes: Iterable
 
 
 @contextlib.contextmanager
-def _explained(path: Path):
+def _explained(path: Path) -> Iterator[None]:
     """Says what to do where ``path`` cannot be written; the reading of the data set explains itself."""
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class EpisodeSource(ABC):
     """
 
     #: What the targets are: class numbers, or real vectors.
-    task: ClassVar[Literal["classification", "regression"]]
+    task: Literal["classification", "regression"]
     #: Shape of one input, ``(channel, height, width)`` or ``(feature,)``; known before ``prepare``.
     shape: tuple[int, ...]
 

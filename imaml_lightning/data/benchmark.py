@@ -124,7 +124,9 @@ class Benchmark(ClassSource):
                     f"its folder and bring {adapter.archive_of(self.name)} anew."
                 )
             if len(self.shape) == 1 and split == "train":
-                rows = np.concatenate([np.stack(rows) for rows in adapter.classes_of(self.name, self.root, split)[1]])
+                rows = np.concatenate(
+                    [np.stack(list(rows)) for rows in adapter.classes_of(self.name, self.root, split)[1]]
+                )
                 mean, scale = rows.mean(0), np.where(rows.std(0) > 0, rows.std(0), 1)
             bar = progress(classes, f"Reading {self.name}, {split} classes", len(names))
             for name, examples in zip(names, bar, strict=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentParser
 
-from imaml_lightning.data.base import SPLITS, Split
+from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
 from imaml_lightning.data.class_source import ClassSource, progress
 from imaml_lightning.data.datamodule import EpisodeDataModule
 from imaml_lightning.data.tasks import Tasks
@@ -66,7 +66,7 @@ def check(data: EpisodeDataModule) -> None:
                 f"{data.way * (data.shot + query)} in all"
             )
     data.setup()
-    leaks = _duplicates(_class_examples(source) if isinstance(source, ClassSource) else _task_examples(source))
+    leaks = _duplicates(_examples(source))
     if leaks:
         raise DataError(f"{leaks}: take them out of one, or training has seen what it is tested on.")
     print("no example is in two splits; such episodes can be had")
@@ -88,6 +88,12 @@ def _task_rows(source: Tasks) -> Iterator[list[str]]:
         yield [split, f"{len(sizes):,}", f"{sum(sizes):,}", f"{min(sizes)} rows", f"{max(sizes)} rows"]
 
 
+def _examples(source: EpisodeSource) -> Iterator[Example]:
+    if isinstance(source, ClassSource):
+        return _class_examples(source)
+    return _task_examples(source) if isinstance(source, Tasks) else iter(())
+
+
 def _class_examples(source: ClassSource) -> Iterator[Example]:
     bank = source.bank
     for split, members in bank.splits.items():
@@ -96,8 +102,8 @@ def _class_examples(source: ClassSource) -> Iterator[Example]:
                 yield split, bank.names[number], example.tobytes()
 
 
-def _task_examples(source: object) -> Iterator[Example]:
-    for split in SPLITS if isinstance(source, Tasks) else ():
+def _task_examples(source: Tasks) -> Iterator[Example]:
+    for split in SPLITS:
         for number, (x, y) in enumerate(source.rows(split)):
             for inputs, target in zip(x, y, strict=True):
                 yield split, f"task {number}", inputs.tobytes() + target.tobytes()

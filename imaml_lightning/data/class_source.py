@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class ClassSource(EpisodeSource):
             classes is equally likely.
     """
 
-    task: ClassVar[Literal["classification", "regression"]] = "classification"
+    task: Literal["classification", "regression"] = "classification"
     #: Images are of drawings: ink is 255, paper 0. Photographs are left as they are.
     ink: bool = False
 

@@ -111,7 +111,7 @@ class EpisodeDataModule(LightningDataModule):
         Raises:
             UsageError: it cannot take the inputs, has another number of outputs, or would take padding for examples.
         """
-        network, source = learner.network, type(self.source).__name__
+        network, source = learner.get_submodule("network"), type(self.source).__name__
         parameter = next(network.parameters())
         x = torch.zeros(2, *self.source.shape, dtype=parameter.dtype, device=parameter.device)
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class OneProblem(EpisodeSource):
         held_out: examples of each class for validation, and as many for test.
     """
 
-    task: ClassVar[Literal["classification", "regression"]] = "classification"
+    task: Literal["classification", "regression"] = "classification"
 
     def __init__(self, source: ClassSource, held_out: int = 3) -> None:
         checks.at_least(1, "source", held_out=held_out)

@@ -110,7 +110,7 @@ class EpisodeLoader:
         self._loader = DataLoader(
             dataset,
             batch_size=None,  # the data set is asked for whole batches
-            sampler=sampler,  # type: ignore[arg-type]
+            sampler=sampler,
             num_workers=workers,
             pin_memory=pin_memory,
             # Its own, since every iteration draws from it: a resumed run must find torch's untouched.

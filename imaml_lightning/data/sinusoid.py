@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ class RandomFunctions(EpisodeSource):
     which is continuous, so that no task comes twice. Nothing lies on disk.
     """
 
-    task: ClassVar[Literal["classification", "regression"]] = "regression"
+    task: Literal["classification", "regression"] = "regression"
     shape = (1,)
 
     @abstractmethod

@@ -45,7 +45,7 @@ class Tasks(EpisodeSource):
             if not tasks.get(split):
                 raise DataError(f"There are no tasks for {split}: give some, or set --data.source.fractions.")
         _, first = tasks["train"][0]
-        self.task = "regression" if first.dtype.kind == "f" else "classification"  # type: ignore[misc]
+        self.task = "regression" if first.dtype.kind == "f" else "classification"
         self.shape = tasks["train"][0][0].shape[1:]
         everything = [(split, i, y) for split in SPLITS for i, (_, y) in enumerate(tasks[split])]
         self.classes = 0 if self.task == "regression" else 1 + max(int(y.max()) for *_, y in everything)

@@ -120,7 +120,7 @@ def download_omniglot(root: str) -> None:
 class _Set(NamedTuple):
     """One of torchmeta's class data sets, and the archive that it is made of."""
 
-    classes: type
+    classes: Any
     archive: str
     md5: str | None  # None where none is published: tables of text, which no code is run for
     url: str

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -49,8 +50,22 @@ def learning_curves(folder: Path) -> Figure:
             axes.legend(fontsize=7, frameon=False)
     for axes in panels[3:]:
         axes.set_xlabel("meta-step")
-    figure.suptitle("/".join(folder.resolve().parts[-2:]), fontsize=10)
+    figure.suptitle(_title(folder), fontsize=10)
     return figure
+
+
+def _title(folder: Path) -> str:
+    """What was trained on what, where the run's config.yaml tells; and the run's name and number."""
+    experiment, number = folder.resolve().parts[-2:]
+    name = f"{experiment}, run {number}"
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        data, model = config["data"], config["model"]
+        what, source = (part["class_path"].rpartition(".")[2] for part in (model["adaptation"], data["source"]))
+        way = f"{data['way']}-way " if "way" in model["network"]["init_args"] else ""
+    except (OSError, LookupError, TypeError):
+        return name
+    return f"{what} on {source}, {way}{data['shot']}-shot ({name})"
 
 
 def _plot(axes: Axes, rows: Rows, column: str, label: str, **style: Any) -> None:

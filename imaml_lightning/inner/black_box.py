@@ -70,16 +70,15 @@ class BlackBox(InnerSolver):
         for index in active.squeeze(1).nonzero().squeeze(1).tolist():
             task = objective.task(index)
             if isinstance(self.method, str):
-                phi[index], progress.steps[index] = self._scipy(task, start[index])
+                phi[index], progress.steps[index] = self._scipy(self.method.lower(), task, start[index])
             else:
                 phi[index] = self.method(_of_one(task), start[index].clone())
         return progress.solution(phi, objective.value_and_gradient(phi)[1])
 
-    def _scipy(self, task: InnerObjective, start: Tensor) -> tuple[Tensor, int]:
+    def _scipy(self, method: str, task: InnerObjective, start: Tensor) -> tuple[Tensor, int]:
         """φ* ``[param]`` of one task, and the steps that SciPy counted."""
         from scipy.optimize import minimize  # slow to import, and needed here only
 
-        method = self.method.lower()
         value_and_gradient = _of_one(task)
 
         def tensor(x: Any) -> Tensor:
@@ -99,7 +98,9 @@ class BlackBox(InnerSolver):
             return torch.cat(columns).double().cpu().numpy()
 
         derivative_free = method in _WITHOUT_GRADIENT
-        arguments = {"fun": lambda x: function(x)[0]} if derivative_free else {"fun": function, "jac": True}
+        arguments: dict[str, Any] = (
+            {"fun": lambda x: function(x)[0]} if derivative_free else {"fun": function, "jac": True}
+        )
         if method in _WITH_HESSIAN_PRODUCTS:
             arguments["hessp"] = product
         elif method in _WITH_HESSIAN:

@@ -71,5 +71,5 @@ class Conv4(BodyAndHead):
         """
         if type(self) is not Conv4 or self.norm == "group" or any(m._forward_hooks for m in self.modules()):
             return None
-        eps = self.body[0].norm.eps if self.norm == "batch" else None
+        eps = next((m.eps for m in self.modules() if isinstance(m, nn.BatchNorm2d)), None)
         return lambda parameters, x: FoldedConv4(parameters, x, self.strided, eps)

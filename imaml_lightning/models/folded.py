@@ -7,13 +7,17 @@ and the change of Jᵀ g along u are passes of their own over what earlier passe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, max_pool2d
 
 _aten = torch.ops.aten
+
+#: A gradient where it was asked for, else None; who asks knows.
+_IfAsked = Any
 
 
 class FoldedConv4:
@@ -48,9 +52,10 @@ class FoldedConv4:
     def tangent(self, u: Sequence[Tensor]) -> Tensor:
         """J u ``[task, example, way]`` for a direction ``u`` shaped as the parameters."""
         *body, self.dweight, dbias = u
-        dy = None
+        dy: Tensor | None = None
         for block, du in zip(self.blocks, self._by_block(body), strict=True):
             dy = block.tangent(dy, *_stacked(du, block.x))
+        assert dy is not None
         self.dfeatures = dy.reshape(dy.shape[0], len(dbias), -1).transpose(0, 1)
         return torch.baddbmm(dbias.unsqueeze(1), self.features, self.dweight.mT) + self.dfeatures @ self.weight.mT
 
@@ -70,7 +75,7 @@ class FoldedConv4:
         head = [dg.mT @ self.features + self.g.mT @ self.dfeatures, dg.sum(1)]
         return self._walk_back(dg @ self.weight + self.g @ self.dweight, head, _Block.bend)
 
-    def _walk_back(self, gfeatures: Tensor, gradients: list[Tensor], step) -> list[Tensor]:
+    def _walk_back(self, gfeatures: Tensor, gradients: list[Tensor], step: _Step) -> list[Tensor]:
         gy = gfeatures.transpose(0, 1).reshape(self.shape)
         for block in reversed(self.blocks):
             gy, parameters = step(block, gy, block is not self.blocks[0])
@@ -127,7 +132,7 @@ class _Block:
         self.dscale = daffine[0]
         return _each(self.scale) * self.dnormal + self._norm(*daffine)[0]
 
-    def cotangent(self, g: Tensor, to_input: bool, keep: bool) -> tuple[Tensor | None, list[Tensor]]:
+    def cotangent(self, g: Tensor, to_input: bool, keep: bool) -> tuple[_IfAsked, list[Tensor]]:
         """Gradients to the input, if asked for, and to the parameters."""
         affine: list[Tensor] = []
         if self.eps is not None:
@@ -140,7 +145,7 @@ class _Block:
         gx, *convolution = self._convolution_backward(g, self.x, self.weight, [to_input, True, True])
         return gx, convolution + affine
 
-    def bend(self, dg: Tensor, to_input: bool) -> tuple[Tensor | None, list[Tensor]]:
+    def bend(self, dg: Tensor, to_input: bool) -> tuple[_IfAsked, list[Tensor]]:
         """The changes of what ``cotangent`` gave."""
         affine: list[Tensor] = []
         if self.eps is not None:
@@ -148,6 +153,7 @@ class _Block:
         dg = self._through_activation(dg)
         gx, gweight, gbias = self._convolution_backward(dg, self.x, self.weight, [to_input, True, True])
         if to_input:
+            assert self.dx is not None
             more = self._convolution_backward(self.g_convolved, self.dx, self.dweight, [True, True, False])
             gx, gweight = gx + more[0], gweight + more[1]
         return gx, [gweight, gbias, *affine]
@@ -176,7 +182,7 @@ class _Block:
 
     def _convolution_backward(
         self, g: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
-    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    ) -> tuple[_IfAsked, Tensor, _IfAsked]:
         return _aten.convolution_backward(
             g, x, weight, [weight.shape[0]], [self.stride] * 2, [1, 1], [1, 1], False, [0, 0], self.tasks, mask
         )
@@ -199,6 +205,10 @@ class _Block:
         return _aten.native_batch_norm_backward(
             g, self.activated, scale, None, None, self.mean, self.rstd, True, self.eps, [True, True, True]
         )
+
+
+#: How a gradient goes back through a block: also to its input?
+_Step = Callable[[_Block, Tensor, bool], tuple[_IfAsked, list[Tensor]]]
 
 
 def _each(channels: Tensor) -> Tensor:

@@ -26,8 +26,9 @@ class LearnedLoss(nn.Module):
         if hidden < 1:
             raise UsageError(f"hidden of LearnedLoss must be at least 1, got {hidden}: set support_criterion.hidden")
         self.base = base
-        self.net = nn.Sequential(nn.Linear(2, hidden), nn.Softplus(), nn.Linear(hidden, 1, bias=False))
-        nn.init.zeros_(self.net[-1].weight)
+        last = nn.Linear(hidden, 1, bias=False)
+        nn.init.zeros_(last.weight)
+        self.net = nn.Sequential(nn.Linear(2, hidden), nn.Softplus(), last)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """The loss of one task, of outputs ``[example, output]`` and targets ``[example]`` or ``[example, output]``."""

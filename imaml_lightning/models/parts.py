@@ -41,6 +41,7 @@ def convolution(before: int, after: int, kernel: int = 3, stride: int = 1) -> nn
     """A convolution that keeps height and width (or divides them by ``stride``), He-normal with a bias of zero."""
     layer = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer
 

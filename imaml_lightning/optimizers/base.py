@@ -55,7 +55,7 @@ class TorchRule(DifferentiableOptimizer):
             else:
                 checks.at_least(0, "optimizer", **{name: value})
 
-    def hyperparameters(self) -> dict[str, float]:
+    def hyperparameters(self) -> dict[str, float | Tensor]:
         """What can be learned: the hyper-parameters that are numbers."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.type in (float, "float")}
 

@@ -27,9 +27,10 @@ class CoordinateWise(nn.Module, DifferentiableOptimizer):
     def __init__(self, lr: float = 0.1, hidden: int = 8) -> None:
         super().__init__()
         self.lr = lr
-        self.net = nn.Sequential(nn.Linear(4, hidden), nn.Tanh(), nn.Linear(hidden, 2))
-        nn.init.zeros_(self.net[-1].weight)
-        nn.init.zeros_(self.net[-1].bias)
+        last = nn.Linear(hidden, 2)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.net = nn.Sequential(nn.Linear(4, hidden), nn.Tanh(), last)
 
     def start(self, phi: Tensor) -> State:
         return {f"mean{memory}": torch.zeros_like(phi) for memory in self.MEMORY}

@@ -54,7 +54,7 @@ class Learned(nn.Module):
     def fit_to(self, network: FlatNetwork, optimizer: DifferentiableOptimizer, steps: int) -> None:
         """Give ``raw [step, entry]`` (one row without ``per_step``) its size and its start."""
         known = optimizer.hyperparameters() if isinstance(optimizer, TorchRule) else {}
-        if self.name not in known:
+        if not isinstance(optimizer, TorchRule) or self.name not in known:
             raise UsageError(
                 f"{type(optimizer).__name__} has no hyper-parameter {self.name}: learn one of {list(known)}"
             )
@@ -68,13 +68,13 @@ class Learned(nn.Module):
             "tensor": len(self.sizes),
             "parameter": sum(self.sizes),
         }[self.per]
-        start = torch.full((steps if self.per_step else 1, entries), self._inverse(known[self.name]))
+        start = torch.full((steps if self.per_step else 1, entries), self._inverse(float(known[self.name])))
         self.raw = nn.Parameter(start)
 
     def forward(self, step: int) -> Tensor:
         """h at inner step number ``step`` (1, 2, ...): ``[1]`` or ``[param]``; differentiable in ``raw``."""
         row = self.raw[min(step, len(self.raw)) - 1]
-        value = {"positive": softplus, "unit": torch.sigmoid, "real": lambda raw: raw}[self.domain](row)
+        value = row if self.domain == "real" else torch.sigmoid(row) if self.domain == "unit" else softplus(row)
         if self.per in ("run", "parameter"):
             return value
         return torch.cat([value[owner].expand(size) for owner, size in zip(self.owners, self.sizes, strict=True)])

@@ -1,0 +1,50 @@
+"""Pictures while training: when they are drawn, and that they take little of the time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import LightningModule, Trainer
+from tiny_data import Tiny
+from tiny_learners import implicit, learner, smooth_conv
+
+from imaml_lightning.callbacks import pictures
+from imaml_lightning.data import EpisodeDataModule
+
+
+class Counted(pictures.Pictures):
+    """Remembers the meta-steps after which it drew, and whether dropout and the like were off."""
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super()._draw(trainer, pl_module)
+        self.drawn = [*getattr(self, "drawn", []), (trainer.global_step, pl_module.training)]
+
+
+@pytest.mark.parametrize(("share", "steps"), [(0.0, [2, 8]), (float("inf"), [2, 4, 6, 8])])
+def test_drawn_first_and_last_and_between_while_they_take_a_small_share(
+    share: float, steps: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "SHARE", share)
+    data = EpisodeDataModule(
+        Tiny(str(tmp_path)), way=3, shot=2, query=2, tasks=2, train_batches=2, val_episodes=2, eval_query=2
+    )
+    drawing = Counted(tmp_path)
+    trainer = Trainer(
+        max_steps=8,
+        accelerator="cpu",
+        callbacks=[drawing],
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(learner(smooth_conv(), implicit()).float(), data)
+    assert drawing.drawn == [(step, False) for step in steps]
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "episode.png",
+        "episode1.png",
+        "adaptation.png",
+        "solves.png",
+    }
