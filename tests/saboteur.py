@@ -42,6 +42,7 @@ class Saboteur(Callback):
         raise RuntimeError("sabotage")
 
     def hang(self, learner: LightningModule) -> None:
+        print("hanging", flush=True)
         time.sleep(3600)
 
     def break_weights(self, learner: LightningModule) -> None:

@@ -117,10 +117,12 @@ def kill_and_resume(kind: list[str], seed: int, folder: Path, reference: dict[st
         process.kill()
         process.communicate(timeout=600)
     gone = all_gone(process.pid, within=60)
+    (folder / RUN / ".last.ckpt.0.part").write_bytes(b"half of a checkpoint")
     resumed = run("fit", *FIT, *kind, *PEACE, "--ckpt_path", "last", folder=folder, timeout=600)
     if resumed.returncode:
         print(resumed.stderr[-2000:], file=sys.stderr)
-    return gone and resumed.returncode == 0 and same(state(folder), reference)
+    swept = not list((folder / RUN).glob(".*"))
+    return gone and swept and resumed.returncode == 0 and same(state(folder), reference)
 
 
 def kill_in_saves(kills: int, folder: Path) -> int:

@@ -225,7 +225,9 @@ class CommandLine(LightningCLI):
         if self.run is None:
             return
         best = self.run.best()
-        missing = "" if best.stem == "best" else f" (there was no {self.config_init.fit.best.monitor} to choose a best by)"
+        missing = (
+            "" if best.stem == "best" else f" (there was no {self.config_init.fit.best.monitor} to choose a best by)"
+        )
         metrics = self.trainer.test(model, kwargs["datamodule"], ckpt_path=best, weights_only=True, verbose=False)[0]
         if self.trainer.is_global_zero:
             print_summary(
