@@ -90,11 +90,25 @@ class _PatientWandb(WandbLogger):
         try:
             return super().experiment
         except wandb.Error as error:
-            print(f"warning: no W&B server ({error}); the run is logged offline", file=sys.stderr)
+            _warn(error)
+            wandb.teardown()  # its service still holds the run's id
             self._offline = True
             self._wandb_init["settings"].mode = "offline"
             self._wandb_init["resume"] = None
             return super().experiment
+
+
+def _warn(error: Exception) -> None:
+    print(f"warning: W&B refused ({' '.join(str(error).split())}); the run is logged offline", file=sys.stderr)
+
+
+def _logged_in() -> bool:
+    """Whether there is a key; the server is first asked when the run starts."""
+    try:
+        return wandb.login(prompt=False, verify=False)
+    except (wandb.Error, ValueError) as error:  # it cannot be a key
+        _warn(error)
+        return False
 
 
 def wandb_logger(folder: Path, config: dict[str, Any]) -> WandbLogger | None:
@@ -107,7 +121,7 @@ def wandb_logger(folder: Path, config: dict[str, Any]) -> WandbLogger | None:
     identity = folder / "wandb_id"
     if not identity.exists():
         identity.write_text(f"{folder.parent.name}-{folder.name}-{secrets.token_hex(3)}")
-    offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.login(prompt=False)
+    offline = os.environ.get("WANDB_MODE") == "offline" or not _logged_in()
     logger = _PatientWandb(
         project="imaml_lightning",
         name=f"{folder.parent.name}/{folder.name}",
