@@ -21,6 +21,8 @@ from imaml_lightning.errors import DivergedError, UsageError
 CONFIG_KEY = "imaml_lightning_config"
 #: Key under which it holds the number of rows that metrics.csv had.
 ROWS_KEY = "imaml_lightning_rows"
+#: Key under which it holds the row of its own meta-step, if metrics.csv does not have it yet.
+PENDING_KEY = "imaml_lightning_pending_row"
 #: Packages whose classes a configuration may name; nothing of others is even imported, unless the person says so.
 TRUSTED = ("imaml_lightning", "torch.nn", "torch.optim", "lightning.pytorch", "lightning.fabric")
 

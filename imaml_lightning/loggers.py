@@ -6,6 +6,7 @@ import csv
 import os
 import secrets
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,9 @@ class _AppendingWriter(ExperimentWriter):
         self.rows = 0
         path = Path(self.metrics_file_path)
         if path.exists():
-            kept = _rows_before(checkpoint, path) if checkpoint else []
-            path.unlink()
-            self.metrics = kept
-            self.save()
+            with path.open(newline="") as file:
+                self.metrics_keys = next(csv.reader(file), [])
+            self.rows = _rewrite(path, self.metrics_keys, checkpoint.get(ROWS_KEY, 0) if checkpoint else 0)
 
     def save(self) -> None:
         self.rows += len(self.metrics)
@@ -63,28 +63,23 @@ class _AppendingWriter(ExperimentWriter):
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         """Lightning's way would lose rows if it were killed between."""
-        path = Path(self.metrics_file_path)
-        temporary = path.with_suffix(".csv.part")
-        with path.open(newline="") as old, temporary.open("w", newline="") as new:
-            writer = csv.DictWriter(new, fieldnames)
-            writer.writeheader()
-            writer.writerows(csv.DictReader(old))
-        os.replace(temporary, path)
+        _rewrite(Path(self.metrics_file_path), fieldnames)
 
     def _check_log_dir_exists(self) -> None:
         """Lightning would delete the earlier rows here."""
 
 
-def _rows_before(checkpoint: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    """The rows of ``path`` that were written before ``checkpoint``, and that of the meta-step after which it was taken.
-
-    (Lightning logs a meta-step's row after the callbacks that save.)
-    """
+def _rewrite(path: Path, fieldnames: list[str], most: int | None = None) -> int:
+    """Other columns for the same rows, of which ``most`` are kept and counted; a kill leaves the old file or the new."""
     with path.open(newline="") as file:
-        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
-    count = checkpoint.get(ROWS_KEY, 0)
-    step = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]
-    return rows[:count] + [row for row in rows[count : count + 1] if int(row["step"]) == step and "train/loss" in row]
+        rows = list(islice(csv.DictReader(file), most))
+    temporary = path.with_suffix(".csv.part")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+    return len(rows)
 
 
 class _PatientWandb(WandbLogger):
@@ -96,11 +91,25 @@ class _PatientWandb(WandbLogger):
         try:
             return super().experiment
         except wandb.Error as error:
-            print(f"warning: no W&B server ({error}); the run is logged offline", file=sys.stderr)
+            _warn(error)
+            wandb.teardown()  # its service still holds the run's id
             self._offline = True
             self._wandb_init["settings"].mode = "offline"
             self._wandb_init["resume"] = None
             return super().experiment
+
+
+def _warn(error: Exception) -> None:
+    print(f"warning: W&B refused ({' '.join(str(error).split())}); the run is logged offline", file=sys.stderr)
+
+
+def _logged_in() -> bool:
+    """Whether there is a key; the server is first asked when the run starts."""
+    try:
+        return wandb.login(prompt=False, verify=False)
+    except (wandb.Error, ValueError) as error:  # it cannot be a key
+        _warn(error)
+        return False
 
 
 def wandb_logger(folder: Path, config: dict[str, Any]) -> WandbLogger | None:
@@ -113,7 +122,7 @@ def wandb_logger(folder: Path, config: dict[str, Any]) -> WandbLogger | None:
     identity = folder / "wandb_id"
     if not identity.exists():
         identity.write_text(f"{folder.parent.name}-{folder.name}-{secrets.token_hex(3)}")
-    offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.login(prompt=False)
+    offline = os.environ.get("WANDB_MODE") == "offline" or not _logged_in()
     logger = _PatientWandb(
         project="imaml_lightning",
         name=f"{folder.parent.name}/{folder.name}",

@@ -31,7 +31,7 @@ from imaml_lightning.metrics import EpisodeMean
 from imaml_lightning.models import Conv4
 from imaml_lightning.objective import InnerObjective, task_losses
 from imaml_lightning.parameters import FlatNetwork
-from imaml_lightning.solution import indicators
+from imaml_lightning.solution import Result, indicators
 
 #: A run ends after this many meta-steps in a row whose gradient was not finite.
 MAX_SKIPPED = 10
@@ -319,6 +319,14 @@ class MetaLearner(LightningModule):
             self.log(f"{stage}/{shown}", score["mean"].float(), prog_bar=name == "accuracy", sync_dist=True)
             if name in ("loss", "accuracy"):
                 self.log(f"{stage}/{shown}_ci95", score["ci95"].float(), sync_dist=True)
+
+
+def validation_figures(classes: bool) -> set[str]:
+    """Names of what validation logs of an iterative inner solver, with accuracies where the targets are ``classes``."""
+    scores = ("loss", "accuracy") if classes else ("loss",)
+    inner = ("residual", "stationarity", "steps", *(code.name.lower() for code in Result))
+    names = [f"{score}{kind}" for score in scores for kind in ("", "_before", "_ci95")]
+    return {f"val/{name}" for name in (*names, *(f"inner_{name}" for name in inner))}
 
 
 @contextlib.contextmanager

@@ -63,7 +63,12 @@ class Signals:
         ranks.clear()
 
     def end_ranks(self) -> None:
-        """Wait a little for the ranks that this process has started, then kill those that are left."""
+        """Wait a little for the ranks that this process has started, then kill those that are left.
+
+        A rank that ends wakes the process that started it: were that one stopped (SIGSTOP), it could not end.
+        """
+        if int(os.environ.get("LOCAL_RANK", 0)):
+            os.kill(os.getppid(), signal.SIGCONT)
         deadline = time.monotonic() + PATIENCE
         for rank in self._ranks:
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -35,6 +35,7 @@ def refused(*args: str, capsys: pytest.CaptureFixture[str], status: int = 2) -> 
         main(list(args))
     lines = capsys.readouterr().err.splitlines()
     assert caught.value.code == status
+    assert len(lines) <= 5
     assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
     assert not [line for line in lines if line.startswith("Traceback")]
     return lines[-1]

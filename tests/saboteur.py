@@ -28,6 +28,10 @@ class Saboteur(Callback):
     def kill(self, learner: LightningModule) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def kill_before_log(self, learner: LightningModule) -> None:
+        """After the callbacks of this meta-step, so after its checkpoint, but before its row of the log."""
+        learner.trainer._logger_connector.on_batch_end = lambda: self.kill(learner)
+
     def terminate(self, learner: LightningModule) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -38,6 +42,7 @@ class Saboteur(Callback):
         raise RuntimeError("sabotage")
 
     def hang(self, learner: LightningModule) -> None:
+        print("hanging", flush=True)
         time.sleep(3600)
 
     def break_weights(self, learner: LightningModule) -> None:

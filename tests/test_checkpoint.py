@@ -91,6 +91,18 @@ def test_full_disk_leaves_the_checkpoint_before(small_disk: Path) -> None:
     assert names(path) == ["last.ckpt"]
 
 
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_output_that_takes_nothing_ends_before_training(
+    small_disk: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if fault == "full":
+        with pytest.raises(OSError, match="No space"):
+            (small_disk / "filler").write_bytes(bytes(10**6))
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert "choose another --output" in refused("fit", *SMALL, "--output", str(small_disk), capsys=capsys)
+
+
 @pytest.mark.parametrize("part", ["state_dict", "optimizer_states"])
 def test_what_is_not_finite_is_never_written(saved: Path, part: str) -> None:
     broken = content(2.0) | {part: {"x": [torch.tensor([1.0, torch.inf])]}}

@@ -116,6 +116,14 @@ def leveldb_records(data: bytes, block: int = 32768) -> Iterator[bytes]:
             parts = b""
 
 
+def test_run_without_validation_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["fit", *SMALL, "--trainer.max_steps", "2", "--trainer.logger", "false"])
+    assert "/last.ckpt (there was no val/loss to choose a best by)" in capsys.readouterr().out
+
+
 def test_predict_writes_outputs(trained: tuple[Path, str]) -> None:
     folder, _ = trained
     done = run("predict", "--ckpt_path", "runs/sinusoid_5shot/000/best.ckpt", folder=folder)
@@ -160,6 +168,9 @@ BAD = {
     "missing checkpoint": (["test", "--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
     "no last": (["fit", "--ckpt_path", "last"], "--name"),
     "wrong type": (["fit", "--data.way", "many"], "way"),
+    "unknown figure": (["fit", "--best.monitor", "val/acc"], "use --best.monitor val/accuracy"),
+    "figure of classes": (["fit", *SMALL, "--best.monitor", "val/accuracy"], "use --best.monitor val/loss"),
+    "the worst for the best": (["fit", "--best.monitor", "val/loss"], "use --best.mode min"),
     "unknown class": (["fit", "--model.network", "NoSuchNetwork"], "NoSuchNetwork"),
 }
 

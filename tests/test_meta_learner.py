@@ -17,7 +17,7 @@ from imaml_lightning.adaptation import FirstOrder, Implicit
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.inner import GradientDescent
-from imaml_lightning.meta_learner import MAX_SKIPPED, MetaLearner
+from imaml_lightning.meta_learner import MAX_SKIPPED, MetaLearner, validation_figures
 from imaml_lightning.models import Conv4
 from imaml_lightning.proximal import ProximalTerm
 
@@ -92,6 +92,7 @@ def test_training_moves_everything_and_logs_what_it_should() -> None:
     assert {f"train/{name}" for name in task + step} | {"lr"} <= logged.keys()
     validated = [name for name in task if not name.startswith("linear")]
     assert {f"val/{name}" for name in [*validated, "loss_ci95", "accuracy_ci95"]} <= logged.keys()
+    assert {name for name in logged if name.startswith("val/")} == validation_figures(classes=True)
     assert all(math.isfinite(value) for value in logged.values())
     assert logged["train/inner_steps"] == 3
     assert logged["train/inner_step_limit"] == 1
@@ -102,6 +103,7 @@ def test_regression_has_no_accuracy() -> None:
     run.fit(learner, loader(make=points), loader(make=points))
     assert {"train/loss", "val/loss", "val/loss_ci95"} <= run.logged_metrics.keys()
     assert not [name for name in run.logged_metrics if "accuracy" in name]
+    assert {name for name in run.logged_metrics if name.startswith("val/")} == validation_figures(classes=False)
 
 
 @pytest.mark.parametrize("inference_mode", [True, False])

@@ -106,7 +106,8 @@ def kill_and_resume(kind: list[str], seed: int, folder: Path, reference: dict[st
         step = EPOCH if rng.random() < 0.5 else rng.randrange(5, STEPS)
         hook = rng.choice(HOOKS if step == EPOCH else HOOKS[:2])
         rank = rng.randrange(2) if "ddp" in kind else 0
-        process = start("fit", *FIT, *kind, *sabotage("kill", step, hook, rank), folder=folder)
+        act = "kill_before_log" if hook == "on_train_batch_end" and rng.random() < 0.5 else "kill"
+        process = start("fit", *FIT, *kind, *sabotage(act, step, hook, rank), folder=folder)
         process.communicate(timeout=600)
     else:  # at any moment after the first checkpoint
         process = start("fit", *FIT, *kind, folder=folder)
@@ -116,10 +117,12 @@ def kill_and_resume(kind: list[str], seed: int, folder: Path, reference: dict[st
         process.kill()
         process.communicate(timeout=600)
     gone = all_gone(process.pid, within=60)
+    (folder / RUN / ".last.ckpt.0.part").write_bytes(b"half of a checkpoint")
     resumed = run("fit", *FIT, *kind, *PEACE, "--ckpt_path", "last", folder=folder, timeout=600)
     if resumed.returncode:
         print(resumed.stderr[-2000:], file=sys.stderr)
-    return gone and resumed.returncode == 0 and same(state(folder), reference)
+    swept = not list((folder / RUN).glob(".*"))
+    return gone and swept and resumed.returncode == 0 and same(state(folder), reference)
 
 
 def kill_in_saves(kills: int, folder: Path) -> int:
@@ -217,24 +220,27 @@ def main(seeds: int, kills: int, kinds: list[str], hours: float) -> None:
                 survived += (equal := kill_and_resume(options, seed, killed, reference))
                 print(f"{kind}, seed {seed}: {'equal' if equal else 'NOT EQUAL'}", file=sys.stderr, flush=True)
             print(f"| kill -9 and resume, equal bit for bit: {kind} | {survived} of {seeds} |", flush=True)
-        saves = base / "saves"
-        saves.mkdir()
-        print(
-            f"| kill -9 inside a save, a whole checkpoint left | {kill_in_saves(kills, saves)} of {kills} |", flush=True
-        )
-        flipped = flip_bits(10 * kills, base, saves / "last.ckpt")
-        print(f"| one bit of a checkpoint flipped, refused or without effect | {flipped} of {10 * kills} |", flush=True)
-        soaked = base / "soak"
-        soaked.mkdir()
-        print(f"| training for {hours:g} h, second quarter against last | {soak(hours, soaked)} |", flush=True)
+        if kills:
+            saves = base / "saves"
+            saves.mkdir()
+            survived, flips = kill_in_saves(kills, saves), 10 * kills
+            print(f"| kill -9 inside a save, a whole checkpoint left | {survived} of {kills} |", flush=True)
+            caught = flip_bits(flips, base, saves / "last.ckpt")
+            print(f"| one bit of a checkpoint flipped, refused or without effect | {caught} of {flips} |", flush=True)
+        if hours:
+            soaked = base / "soak"
+            soaked.mkdir()
+            print(f"| training for {hours:g} h, second quarter against last | {soak(hours, soaked)} |", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20, help="Runs killed and resumed, of each kind.")
-    parser.add_argument("--kills", type=int, default=100, help="Saves killed; ten times as many bits are flipped.")
+    parser.add_argument(
+        "--kills", type=int, default=100, help="Saves killed, with ten times as many bits flipped; or 0."
+    )
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument(
-        "--hours", type=float, default=2, help="How long to train to see memory and open files stay flat."
+        "--hours", type=float, default=2, help="How long to train to see memory and open files stay flat; or 0."
     )
     main(**vars(parser.parse_args()))

@@ -17,11 +17,12 @@ _PERSON = {"id": "1", "entity": ENTITY, "username": ENTITY, "email": "", "flags"
 
 
 class Server(ThreadingHTTPServer):
-    """What was sent: rows of the history, the run's summary and configuration, names of files, and views."""
+    """What was sent: the runs' ids, rows of the history, summary and configuration, names of files, and views."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.runs: set[str] = set()
         self.history: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         self.config: dict[str, Any] = {}
@@ -30,9 +31,13 @@ class Server(ThreadingHTTPServer):
         self.finished = False
         self.operations: dict[str, int] = defaultdict(int)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed is no error of the server's."""
+
     def graphql(self, operation: str, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         self.operations[operation] += 1
         if operation == "UpsertBucket":
+            self.runs.add(variables["name"])
             self.config |= json.loads(variables.get("config") or "{}")
             project = {"id": "2", "name": variables["project"], "entity": {"id": "1", "name": ENTITY}}
             bucket = {"id": "3", "name": variables["name"], "displayName": variables["displayName"], "config": "{}"}

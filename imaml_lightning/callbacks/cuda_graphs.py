@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -28,13 +28,14 @@ class CUDAGraphs(Callback):
     elsewhere it says why not, and training goes on without.
     """
 
-    def on_fit_start(self, trainer: Trainer, pl_module: MetaLearner) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, MetaLearner)
         if why := obstacle(pl_module):
             _say_without(pl_module, why)
         else:
-            pl_module.learn = RecordedLearning(pl_module)
+            vars(pl_module)["learn"] = RecordedLearning(pl_module)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: MetaLearner) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         vars(pl_module).pop("learn", None)
 
 
@@ -108,8 +109,8 @@ class RecordedLearning:
             _say_without(self.learner, f"this work cannot be recorded ({error})")
             results = self._gradients((tasks, log_now), *chunk.support, *chunk.query)
         for name, p in named.items():
-            new = results.pop(f"gradient of {name}", None)
-            p.grad = before[name] if new is None else new if before[name] is None else before[name] + new
+            parts = [g for g in (before[name], results.pop(f"gradient of {name}", None)) if g is not None]
+            p.grad = torch.stack(parts).sum(0) if parts else None
         return results
 
     def _gradients(self, key: tuple[int, bool], *tensors: Tensor) -> dict[str, Tensor]:

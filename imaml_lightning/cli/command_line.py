@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from imaml_lightning.cli.report import figures_line, print_summary, write_predic
 from imaml_lightning.cli.run import RunFolder
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.errors import DataError, UsageError
-from imaml_lightning.meta_learner import MetaLearner
+from imaml_lightning.meta_learner import MetaLearner, validation_figures
 from imaml_lightning.signals import Signals
 
 
@@ -150,8 +149,11 @@ class CommandLine(LightningCLI):
         self._check_checkpoint()
         self._prepare_data()
         self.trainer.strategy.checkpoint_io = WholeCheckpoints()
-        if self.subcommand == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            options = self.config_init.fit
+        if self.subcommand != "fit":
+            return
+        options = self.config_init.fit
+        self._check_monitor(options.best.monitor, options.best.mode)
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._dump_config()
             self.run = (
                 RunFolder(self.checkpoint.parent, self.config_dump)
@@ -173,12 +175,25 @@ class CommandLine(LightningCLI):
         """
         self.datamodule.trainer = self.trainer
         try:
-            if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # other ranks are started after this
-                self.datamodule.prepare_data()
+            self.datamodule.prepare_data()  # every rank: a launcher may start them all at once
         except (UsageError, OSError) as error:
             raise DataError(one_line(error)) from error
         self.datamodule.setup(self.subcommand)
         self.datamodule.check_network(self.model)
+
+    def _check_monitor(self, monitor: str, mode: str) -> None:
+        """Refuse a figure that validation does not log, or of which the worst would be kept.
+
+        Raises:
+            UsageError: naming one that can be used.
+        """
+        classes = self.datamodule.source.task == "classification"
+        use = "--best.monitor val/accuracy or val/loss" if classes else "--best.monitor val/loss --best.mode min"
+        if not monitor.startswith("train/") and monitor not in validation_figures(classes):
+            raise UsageError(f"--best.monitor {monitor} is not a figure of this validation: use {use}")
+        right = {"accuracy": "max", "loss": "min"}.get(monitor.partition("/")[2], mode)
+        if mode != right:
+            raise UsageError(f"--best.mode {mode} would keep the worst {monitor}: use --best.mode {right}")
 
     def _check_checkpoint(self) -> None:
         """Refuse a checkpoint of another architecture before anything is run or written.
@@ -209,13 +224,16 @@ class CommandLine(LightningCLI):
         self.trainer.fit(model, **kwargs)
         if self.run is None:
             return
-        best = self.run.best()
+        best = self.trainer.strategy.broadcast(self.run.best())
+        missing = (
+            "" if best.stem == "best" else f" (there was no {self.config_init.fit.best.monitor} to choose a best by)"
+        )
         metrics = self.trainer.test(model, kwargs["datamodule"], ckpt_path=best, weights_only=True, verbose=False)[0]
         if self.trainer.is_global_zero:
             print_summary(
                 {
                     "test": f"{figures_line(metrics, 'test')}, {self.datamodule.test_episodes} episodes",
-                    "checkpoint": str(best),
+                    "checkpoint": f"{best}{missing}",
                     "logs, pictures": str(self.run.path),
                     "evaluate again": f"python -m imaml_lightning test --ckpt_path {best}",
                 }

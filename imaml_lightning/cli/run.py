@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 from imaml_lightning.callbacks import KeepLast, Pictures, RecordRun, Waiting
 from imaml_lightning.checkpoint import sweep
@@ -17,7 +18,7 @@ from imaml_lightning.errors import UsageError
 from imaml_lightning.loggers import AppendingCSV, wandb_logger
 from imaml_lightning.signals import Signals
 
-#: Ranks that the first one starts learn the folder from this variable.
+#: Ranks that the first one starts learn the folder from this variable. Others (torchrun, SLURM) do not know it, and write nothing.
 _FOLDER_VARIABLE = "IMAML_LIGHTNING_RUN"
 
 
@@ -84,4 +85,5 @@ class RunFolder:
 
 
 def _first_rank() -> bool:
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+    """Of all machines, whoever started the ranks: Lightning reads it from the launcher's variables."""
+    return rank_zero_only.rank == 0
