@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,37 @@ def test_ranks_agree_with_one_process_also_where_strength_and_shared_layers_are_
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
     assert states[0]["adaptation.proximal.raw"] != MetaLearner().adaptation.proximal.raw
+
+
+def networks() -> bool:
+    """Whether network namespaces can be made here."""
+    try:
+        made = subprocess.run(["ip", "netns", "add", "imaml_probe"], capture_output=True).returncode == 0
+        return made and subprocess.run(["ip", "netns", "del", "imaml_probe"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def launched(*command: str, folder: Path, more: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
+    """What a small training that another launcher starts has learned."""
+    options = [*SMALL, "--trainer.max_steps", "6", "--trainer.strategy", "ddp", *more]
+    folder.mkdir()
+    done = subprocess.run([*command, "fit", *options], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (folder / "runs" / "sinusoid_5shot").iterdir()] == ["000"]  # one run, not one a rank
+    return torch.load(folder / "runs" / "sinusoid_5shot" / "000" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def test_torchrun_and_two_hosts_learn_what_two_ranks_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHON", sys.executable)
+    ranks = ("--trainer.devices", "2")
+    ours = launched(sys.executable, "-m", "imaml_lightning", folder=tmp_path / "ranks", more=ranks)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    assert equal(launched(*torchrun, "-m", "imaml_lightning", folder=tmp_path / "torchrun", more=ranks), ours)
+    if not networks():
+        pytest.skip("two hosts need network namespaces, and so root on Linux")
+    assert equal(launched(str(Path(__file__).parent / "two_hosts.sh"), folder=tmp_path / "hosts"), ours)

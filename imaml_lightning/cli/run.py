@@ -67,7 +67,9 @@ class RunFolder:
         return cls(parent / f"{number:03d}", config)
 
     def loggers(self, checkpoint: dict[str, Any] | None) -> list[Logger]:
-        """The CSV, from where ``checkpoint`` was taken, and Weights & Biases beside it."""
+        """The CSV, from where ``checkpoint`` was taken, and Weights & Biases beside it; only the first rank writes."""
+        if not _first_rank():
+            return []
         return [*filter(None, (AppendingCSV(self.path, checkpoint), wandb_logger(self.path, self.config)))]
 
     def callbacks(self, monitor: str, mode: str, every: int, signals: Signals) -> Iterator[Callback]:
@@ -86,4 +88,4 @@ class RunFolder:
 
 def _first_rank() -> bool:
     """Of all machines, whoever started the ranks: Lightning reads it from the launcher's variables."""
-    return rank_zero_only.rank == 0
+    return getattr(rank_zero_only, "rank", 0) == 0
