@@ -29,13 +29,18 @@ bench: $(VENV)/installed
 	PYTHONPATH=. $(RUN) benchmarks/memory.py
 	PYTHONPATH=. $(RUN) benchmarks/task_chunk.py
 	PYTHONPATH=. $(RUN) benchmarks/meta_step.py
+	PYTHONPATH=. $(RUN) benchmarks/task_batch.py
+	PYTHONPATH=. $(RUN) benchmarks/precision.py
+	PYTHONPATH=. $(RUN) benchmarks/ranks.py
 	PYTHONPATH=. $(RUN) benchmarks/peers.py
 
 # The same beside the peers that the registry has, in an environment of their own.
 bench-peers: requirements.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet -r requirements.txt torchopt higher
+	.venv-peers/bin/python -m pip install --quiet -r requirements.txt torchopt higher easyfsl
+	.venv-peers/bin/python -m pip install --quiet --no-deps torchmeta==1.8.0
 	PYTHONPATH=. .venv-peers/bin/python benchmarks/peers.py $(ARGS)
+	PYTHONPATH=. .venv-peers/bin/python benchmarks/sampling.py --omniglot $${IMAML_OMNIGLOT_ROOT:-data}
 
 bench-family: $(VENV)/installed
 	PYTHONPATH=. $(RUN) benchmarks/family.py

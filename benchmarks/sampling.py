@@ -6,12 +6,14 @@ Prints a Markdown table and writes benchmarks/results/sampling.csv and .md. Samp
 and the copy out of the bank as uint8); the change to floats happens on the device. Processor time leaves out other work on the
 machine; a data set on a slow disk would wait longer. Pictures of Mini-ImageNet's size come from a
 bank of its shape (64 classes of 600 pictures, 84 x 84 x 3) filled with noise. With ``--omniglot``, torchmeta's BatchMetaDataLoader
-is timed beside, without workers, on the same classes, as its helper ``omniglot`` sets it up (28 x 28, floats).
+is timed beside, without workers, on the same classes, as its helper ``omniglot`` sets it up (28 x 28, floats), and easyfsl's
+TaskSampler where it is installed (``make bench-peers``), on images in memory. learn2learn does not build on Python 3.11.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -70,6 +72,34 @@ def torchmeta(root: str, batches: int) -> Callable[[], Iterable[object]]:
     return lambda: islice(BatchMetaDataLoader(data, TASKS, num_workers=0), batches)
 
 
+def easyfsl(source: ClassSource, batches: int) -> Callable[[], Iterable[object]]:
+    """easyfsl's TaskSampler and collate function on the same images, held in memory as tensors; it draws one task a batch."""
+    from easyfsl.datasets import FewShotDataset
+    from easyfsl.samplers import TaskSampler
+    from torch.utils.data import DataLoader, Sampler
+
+    source.prepare()
+    bank = source.bank
+    train = bank.splits["train"]
+    images = torch.from_numpy(np.array(bank.examples[: bank.starts[train.stop]]))
+    labels = np.repeat(np.arange(len(train)), np.diff(bank.starts[: train.stop + 1])).tolist()
+
+    class InMemory(FewShotDataset):
+        def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
+            return images[number], labels[number]
+
+        def __len__(self) -> int:
+            return len(labels)
+
+        def get_labels(self) -> list[int]:
+            return labels
+
+    data = InMemory()
+    Sampler.__init__ = lambda self, data_source=None: None  # version 1.5.0 passes what torch no longer takes
+    sampler = TaskSampler(data, n_way=5, n_shot=1, n_query=15, n_tasks=TASKS * batches)
+    return lambda: DataLoader(data, batch_sampler=sampler, collate_fn=sampler.episodic_collate_fn)
+
+
 def episodes_per_second(loader: Callable[[], Iterable[object]], batches: int) -> list[float]:
     """One figure a repeat, after one to warm up."""
     figures = []
@@ -94,6 +124,8 @@ def main() -> None:
         timed.append(("Omniglot (vinyals)", ours(Omniglot(args.omniglot), 50), 50))
         timed.append(("Omniglot (random)", ours(Omniglot(args.omniglot, splits="random"), 50), 50))
         timed.append(("torchmeta's BatchMetaDataLoader, Omniglot", torchmeta(args.omniglot, 2), 2))
+        if importlib.util.find_spec("easyfsl"):
+            timed.append(("easyfsl's TaskSampler, Omniglot", easyfsl(Omniglot(args.omniglot), 2), 2))
     rows = []
     for name, loader, batches in timed:
         figures = sorted(episodes_per_second(loader, batches))
