@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import sys
 from collections.abc import Iterator
@@ -114,6 +115,21 @@ def leveldb_records(data: bytes, block: int = 32768) -> Iterator[bytes]:
         if kind in (1, 4):  # a whole record, or its last part
             yield parts
             parts = b""
+
+
+@pytest.mark.parametrize(
+    ("args", "taught"),
+    [
+        (["--help"], ["fit", "data check", "--support"]),
+        (["predict", "--help"], ["--support", "--query", "test episodes"]),
+        (["fit", "--help"], ["python -m imaml_lightning", "--best.monitor", "--data.shot"]),
+    ],
+)
+def test_help_teaches(args: list[str], taught: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main(args)
+    said = capsys.readouterr().out
+    assert all(words in said for words in taught)
 
 
 def test_predict_writes_outputs(trained: tuple[Path, str]) -> None:
