@@ -53,7 +53,7 @@ notebooks: $(VENV)/installed
 
 # The site, into site/.
 docs: $(VENV)/installed-dev
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
@@ -62,13 +62,13 @@ lint: $(VENV)/installed-dev
 types: $(VENV)/installed-dev
 	$(RUN) -m mypy $(ARGS)
 
-# The tests with the oldest versions that requirements.txt allows.
+# The tests with the oldest versions that requirements.txt allows, which may warn of what newer ones have mended.
 test-minimum: requirements.txt
 	test -x .venv-minimum/bin/python || $(PYTHON) -m venv .venv-minimum
 	sed -n 's/^\([a-zA-Z0-9_.-]*\)\(\[.*\]\)\{0,1\}>=\([0-9.]*\).*/\1==\3/p' requirements.txt > .venv-minimum/oldest.txt
 	.venv-minimum/bin/python -m pip install --quiet -r requirements.txt -c .venv-minimum/oldest.txt
 	.venv-minimum/bin/python -m pip install --quiet --no-deps torchmeta==1.8.0
-	.venv-minimum/bin/python -m pytest $(ARGS)
+	.venv-minimum/bin/python -m pytest -W default $(ARGS)
 
 # The stamp is written last, so that an interrupted installation is done again.
 $(VENV)/installed: requirements.txt

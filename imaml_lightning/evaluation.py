@@ -176,7 +176,9 @@ def confusion(
         learner: with a head for ``way`` classes.
         source: of images.
         classes: numbers in ``source.bank``, of one alphabet for instance; episodes are drawn from these alone.
-        way, shot, query: of the episodes.
+        way: classes of an episode.
+        shot: support examples of each class.
+        query: query examples of each class.
         episodes: how many.
         seed: of the episodes.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import sys
 from collections.abc import Iterator
@@ -122,6 +123,21 @@ def test_run_without_validation_says_so(
     monkeypatch.chdir(tmp_path)
     main(["fit", *SMALL, "--trainer.max_steps", "2", "--trainer.logger", "false"])
     assert "/last.ckpt (there was no val/loss to choose a best by)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "taught"),
+    [
+        (["--help"], ["fit", "data check", "--support"]),
+        (["predict", "--help"], ["--support", "--query", "test episodes"]),
+        (["fit", "--help"], ["python -m imaml_lightning", "--best.monitor", "--data.shot"]),
+    ],
+)
+def test_help_teaches(args: list[str], taught: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main(args)
+    said = capsys.readouterr().out
+    assert all(words in said for words in taught)
 
 
 def test_predict_writes_outputs(trained: tuple[Path, str]) -> None:

@@ -44,6 +44,41 @@ def test_notebook_runs_and_draws_what_is_committed(path: Path, monkeypatch: pyte
     assert sum(pictures(fresh)) >= 4
 
 
+MOVED = """
+from ipywidgets import FloatSlider
+from ipywidgets.widgets.widget import _instances
+for strength in (0.25, 0.75):
+    next(w for w in _instances.values() if isinstance(w, FloatSlider)).value = strength
+print(drawn)
+"""
+SLIDERS = """
+from matplotlib.figure import Figure
+from imaml_lightning.figures import sliders
+drawn = []
+def draw(strength):
+    drawn.append(strength)
+    figure = Figure()
+    figure.subplots().plot([0, strength])
+    return figure
+sliders(draw, strength=(0.0, 1.0, 0.5))
+"""
+
+
+def test_sliders_redraw_in_a_live_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from nbclient import NotebookClient
+
+    monkeypatch.delenv("IMAML_STILL", raising=False)
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in (SLIDERS, MOVED)])
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    assert notebook.cells[1].outputs[0]["text"] == "[0.5, 0.25, 0.75]\n"
+    (shown,) = [state["outputs"] for state in client.widget_state.values() if state["_model_name"] == "OutputModel"]
+    assert [list(output["data"]) for output in shown] == [["text/plain", "image/png"]]
+
+
 def test_committed_notebooks_are_whole_and_small() -> None:
     assert len(NOTEBOOKS) >= 4
     assert sum(path.stat().st_size for path in NOTEBOOKS) < TOTAL_BYTES

@@ -45,6 +45,7 @@ class CommandLine(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             trainer_defaults=TRAINER_DEFAULTS,
+            parser_kwargs={"prog": "python -m imaml_lightning"},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -24,7 +24,11 @@ _TABLES = (".csv", ".parquet")
 
 def main(args: Sequence[str]) -> None:
     """The command line of :func:`predict_files`."""
-    parser = ArgumentParser(prog="python -m imaml_lightning predict", exit_on_error=False)
+    about = (
+        "Predict examples of your own from a few labelled ones. Without --support and --query, predict writes the outputs "
+        "for the query sets of the checkpoint's own test episodes; then its options are those of test (see test --help)."
+    )
+    parser = ArgumentParser(prog="python -m imaml_lightning predict", description=about, exit_on_error=False)
     parser.add_function_arguments(predict_files)
     options = parser.parse_args(list(args))
     predict_files(**vars(parser.instantiate_classes(options)))

@@ -24,7 +24,7 @@ def adaptation_curves(
     figure = Figure(figsize=(4.2 * len(figures), 3.2), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(1, len(figures), squeeze=False)[0], figures.items(), strict=True):
         values = values.double().cpu()
-        axes.plot(evaluations, values, color=TRAIN, alpha=0.35, linewidth=0.8)
+        axes.plot(evaluations, values.numpy(), color=TRAIN, alpha=0.35, linewidth=0.8)
         axes.plot(
             evaluations,
             values.nanquantile(0.5, dim=1),

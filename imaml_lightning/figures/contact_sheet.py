@@ -20,7 +20,8 @@ def contact_sheet(episode: Episode, before: Tensor, after: Tensor, task: int = 0
 
     Args:
         episode: images as floats, one channel or three.
-        before, after: logits ``[task, example, output]`` on the query set at θ and at φ.
+        before: logits ``[task, example, output]`` on the query set at θ.
+        after: the same at φ.
         task: which task of the episode.
     """
     support, query = episode

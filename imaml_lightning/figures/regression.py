@@ -15,7 +15,8 @@ def regression_fits(episode: Episode, before: Tensor, after: Tensor, spread: Ten
 
     Args:
         episode: x and y of one feature and one output.
-        before, after: outputs ``[task, example, 1]`` on the query set at θ and at φ.
+        before: outputs ``[task, example, 1]`` on the query set at θ.
+        after: the same at φ.
         spread: standard deviations ``[task, example]`` of ``after``; two of them are shaded.
     """
     tasks = min(4, episode.tasks)
