@@ -88,25 +88,28 @@ def test_any_checkpoint_of_a_run_goes_on(reference: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("number", "status", "kind"),
     [
-        (signal.SIGTERM, 143, []),
-        pytest.param(signal.SIGINT, 130, [], marks=slow),
+        (signal.SIGTERM, 143, ["--data.workers", "2"]),
+        pytest.param(signal.SIGINT, 130, ["--data.workers", "2"], marks=slow),
         pytest.param(signal.SIGTERM, 143, DDP, marks=slow),
+        pytest.param(signal.SIGINT, 130, DDP, marks=slow),
     ],
 )
+@pytest.mark.parametrize("to_all", [True, pytest.param(False, marks=slow)], ids=["to all processes", "to the first"])
 def test_signal_saves_and_the_run_goes_on(
-    reference: Path, tmp_path: Path, number: int, status: int, kind: list[str]
+    reference: Path, tmp_path: Path, number: int, status: int, kind: list[str], to_all: bool
 ) -> None:
+    """A terminal, and many a cluster, sends it to every process of the run."""
     process = start("fit", *FIT, *kind, folder=tmp_path)
     wait_for("meta-step", process)
-    process.send_signal(number)
+    os.killpg(process.pid, number) if to_all else process.send_signal(number)
     began = time.monotonic()
     code, last = end(process)
     assert code == status
     assert time.monotonic() - began < 30
     assert last.startswith(f"error: stopped by {number.name} after meta-step ")
     assert last.endswith(f"--ckpt_path {RUN}/last.ckpt")
-    if not kind:
-        assert run("fit", *FIT, "--ckpt_path", "last", folder=tmp_path).returncode == 0
+    if kind != DDP:
+        assert run("fit", *FIT, *kind, "--ckpt_path", "last", folder=tmp_path).returncode == 0
         assert same(state(tmp_path), state(reference))
 
 

@@ -190,7 +190,7 @@ class CommandLine(LightningCLI):
         """
         classes = self.datamodule.source.task == "classification"
         use = "--best.monitor val/accuracy or val/loss" if classes else "--best.monitor val/loss --best.mode min"
-        if not monitor.startswith("train/") and monitor not in validation_figures(classes):
+        if monitor not in validation_figures(classes):
             raise UsageError(f"--best.monitor {monitor} is not a figure of this validation: use {use}")
         right = {"accuracy": "max", "loss": "min"}.get(monitor.partition("/")[2], mode)
         if mode != right:

@@ -26,7 +26,6 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own call of torch's pytree
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # ours: a run's folder
-    warnings.filterwarnings("ignore", message=".*could not find the monitored key")  # no validation yet; fit says so
     forget_options_of_the_old_class()
     # jsonargparse writes the comments only if asked to.
     sys.argv[1:] = ["--print_config=comments" if arg == "--print_config" else arg for arg in sys.argv[1:]]

@@ -77,7 +77,14 @@ class RunFolder:
         yield Pictures(self.path)
         yield RecordRun(self.config)
         yield Waiting()
-        yield ModelCheckpoint(self.path, "best", monitor, mode=mode, enable_version_counter=False)
+        yield ModelCheckpoint(
+            self.path,
+            "best",
+            monitor,
+            mode=mode,
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,  # a run that goes on from such a one would count a meta-step too many
+        )
         yield KeepLast(self.path, every, signals)
 
     def best(self) -> Path:

@@ -6,6 +6,7 @@ neither the number of workers, nor of ranks, nor a resume, changes it.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -113,6 +114,7 @@ class EpisodeLoader:
             sampler=sampler,
             num_workers=workers,
             pin_memory=pin_memory,
+            worker_init_fn=_ignore_signals,
             # Its own, since every iteration draws from it: a resumed run must find torch's untouched.
             generator=torch.Generator(),
         )
@@ -133,3 +135,9 @@ class EpisodeLoader:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM reach every process of a run; its workers serve on until it has saved, and end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
