@@ -27,7 +27,7 @@ from imaml_lightning.errors import UsageError
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Writes a small archive and makes its hash the published one."""
+    """Writes a small archive, and makes its hash and number of examples the published ones."""
 
     def write(name: str) -> Path:
         (tmp_path / "brought").mkdir(exist_ok=True)
@@ -35,6 +35,8 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         path = WRITERS[name][0](tmp_path / "brought" / wanted.archive)
         if wanted.md5:
             monkeypatch.setitem(adapter.SETS, name, wanted._replace(md5=files.md5_of(path)))
+        few = WRITERS[name][1] * sum(SETS[name].classes)
+        monkeypatch.setitem(SETS, name, SETS[name]._replace(examples=few))
         return path
 
     return write
@@ -54,7 +56,7 @@ def test_archive_that_was_brought(name: str, published, tmp_path: Path) -> None:
     source = benchmark(name, tmp_path, archive=str(archive))
     source.prepare()
     bank = source.bank
-    shape, counts = SETS[name]
+    shape, counts, _ = SETS[name]
     assert tuple(len(bank.splits[split]) for split in SPLITS) == counts
     assert bank.examples.shape[1:] == shape == source.shape
     assert set(np.diff(bank.starts)) == {WRITERS[name][1]}
@@ -87,6 +89,14 @@ def test_pictures_are_those_of_their_class(published, tmp_path: Path) -> None:
             assert bank.of_class(number)[:, 0, 5, 5].tolist() == [2 * place, 2 * place + 1]
     source = benchmark("mini_imagenet", tmp_path, size=42)
     assert source.bank.examples.shape[1:] == source.shape == (3, 42, 42)
+
+
+def test_a_data_set_that_lacks_examples_is_refused(published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = published("mini_imagenet")
+    monkeypatch.setitem(SETS, "mini_imagenet", SETS["mini_imagenet"]._replace(examples=60_000))
+    with pytest.raises(UsageError, match="has 200 examples and not the published 60,000: remove its folder and bring"):
+        benchmark("mini_imagenet", tmp_path, archive=str(archive)).prepare()
+    assert not list((tmp_path / "cache").glob("*.bank"))
 
 
 def test_what_is_missing_says_which_file_to_bring(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,19 +14,27 @@ from imaml_lightning.data.base import SPLITS
 from imaml_lightning.data.class_source import ClassSource, progress
 from imaml_lightning.errors import DataError, UsageError
 
-#: Name -> shape of an example, (channel, height, width) or (feature,), and the published number of classes in each split.
-SETS: dict[str, tuple[tuple[int, ...], tuple[int, int, int]]] = {
-    "mini_imagenet": ((3, 84, 84), (64, 16, 20)),
-    "tiered_imagenet": ((3, 84, 84), (351, 97, 160)),
-    "cifar_fs": ((3, 32, 32), (64, 16, 20)),
-    "fc100": ((3, 32, 32), (60, 20, 20)),
-    "cub": ((3, 84, 84), (100, 50, 50)),
-    "double_mnist": ((1, 64, 64), (64, 16, 20)),
-    "triple_mnist": ((1, 84, 84), (640, 160, 200)),
-    "letter": ((16,), (15, 5, 6)),
-    "plants_margin": ((64,), (70, 15, 15)),
-    "plants_shape": ((64,), (70, 15, 15)),
-    "plants_texture": ((64,), (70, 15, 15)),
+
+class Published(NamedTuple):
+    """What is known of a data set."""
+
+    shape: tuple[int, ...]  # of an example, (channel, height, width) or (feature,)
+    classes: tuple[int, int, int]  # of train, val and test
+    examples: int  # in all splits together
+
+
+SETS = {
+    "mini_imagenet": Published((3, 84, 84), (64, 16, 20), 60_000),
+    "tiered_imagenet": Published((3, 84, 84), (351, 97, 160), 779_165),
+    "cifar_fs": Published((3, 32, 32), (64, 16, 20), 60_000),
+    "fc100": Published((3, 32, 32), (60, 20, 20), 60_000),
+    "cub": Published((3, 84, 84), (100, 50, 50), 11_788),
+    "double_mnist": Published((1, 64, 64), (64, 16, 20), 100_000),
+    "triple_mnist": Published((1, 84, 84), (640, 160, 200), 1_000_000),
+    "letter": Published((16,), (15, 5, 6), 20_000),
+    "plants_margin": Published((64,), (70, 15, 15), 1_600),
+    "plants_shape": Published((64,), (70, 15, 15), 1_600),
+    "plants_texture": Published((64,), (70, 15, 15), 1_599),
 }
 
 
@@ -77,7 +85,8 @@ class Benchmark(ClassSource):
         if name not in SETS:
             raise UsageError(f"--data.source.name is one of {', '.join(SETS)}, but is {name!r}.")
         self.name, self.root, self.download, self.archive = name, root, download, archive
-        self.shape, self.published = SETS[name]
+        self.published = SETS[name]
+        self.shape = self.published.shape
         if size is not None:
             if size < 1 or len(self.shape) != 3:
                 raise UsageError(f"--data.source.size is that of pictures, at least 1, but is {size} for {name}.")
@@ -116,7 +125,8 @@ class Benchmark(ClassSource):
 
         mean: np.ndarray | float = 0.0
         scale: np.ndarray | float = 1.0
-        for split, published in zip(SPLITS, self.published, strict=True):
+        total = 0
+        for split, published in zip(SPLITS, self.published.classes, strict=True):
             names, classes = adapter.classes_of(self.name, self.root, split)
             if len(names) != published:
                 raise DataError(
@@ -134,7 +144,13 @@ class Benchmark(ClassSource):
                     array = np.stack([self._picture(one) for one in examples])
                 else:
                     array = ((np.stack(list(examples)) - mean) / scale).astype(np.float32)
+                total += len(array)
                 yield BankClass(split, name, array, name.rpartition("/")[0])
+        if total != self.published.examples:
+            raise DataError(
+                f"{self.name} in {self.root} has {total:,} examples and not the published {self.published.examples:,}: "
+                f"remove its folder and bring {adapter.archive_of(self.name)} anew."
+            )
 
     def _picture(self, image: Image.Image) -> np.ndarray:
         channels, height, width = self.shape
