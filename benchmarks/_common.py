@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,11 +90,12 @@ def show(rows: Sequence[Mapping[str, object]]) -> None:
     print(f"{machine()}\n\n{table(rows)}")
 
 
-def publish(name: str, rows: Sequence[Mapping[str, object]], how: str) -> None:
-    """Show the rows, and write them to results/<name>.csv and, with the machine and ``how`` they were measured, <name>.md."""
+def publish(name: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Show the rows, and write them to results/<name>.csv and, with the command and the machine, results/<name>.md."""
     show(rows)
     write(name, rows)
-    (RESULTS / f"{name}.md").write_text(f"{how}\n\n{machine()}\n\n{table(rows)}\n")
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]  # no folder of this machine
+    (RESULTS / f"{name}.md").write_text(f"    python {' '.join(words)}\n\n{machine()}\n\n{table(rows)}\n")
 
 
 def save(figure: Figure, name: str) -> None:

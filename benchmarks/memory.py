@@ -145,7 +145,7 @@ def main() -> None:
     print(f"Conv4 ({options.filters} filters, {options.downsample}), 5-way {options.shots}-shot, ", end="")
     print(f"15 queries a class, {options.tasks} tasks in chunks of {options.chunk}, ", end="")
     print(f"5 CG steps ({options.curvature}), median of {options.repeats} processes with one thread")
-    publish("memory", rows, " ".join(["python", *sys.argv]))
+    publish("memory", rows)
     save(picture(rows), "memory")
 
 

@@ -11,7 +11,6 @@ benchmarks/results/meta_step.csv.
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
 from statistics import median
 
@@ -89,7 +88,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     warnings.filterwarnings("ignore", message=".*num_workers")
     rows = [measure(SETTINGS[name], chosen) for name in chosen.settings]
-    publish("meta_step", rows, " ".join(["python", *sys.argv]))
+    publish("meta_step", rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import sys
 from collections.abc import Callable
 
 import torch
@@ -161,7 +160,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     rows = [row for name in chosen.settings for row in measure(SETTINGS[name], chosen)]
-    publish("peers", rows, " ".join(["python", *sys.argv]))
+    publish("peers", rows)
     save(picture(rows), "peers")
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 
 import torch
 from _common import publish
@@ -62,7 +61,7 @@ def main() -> None:
     chosen = options(__doc__, settings=["5w1s"], tasks=8).parse_args()
     torch.set_num_threads(chosen.threads)
     rows = [row for name in chosen.settings for row in measure(SETTINGS[name], chosen)]
-    publish("precision", rows, " ".join(["python", *sys.argv]))
+    publish("precision", rows)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def main() -> None:
         least, middle, most = (round(figures[at]) for at in (0, REPEATS // 2, -1))
         rows.append({"source": name, "median_per_s": middle, "least_per_s": least, "most_per_s": most})
         print(rows[-1], file=sys.stderr, flush=True)
-    publish("sampling", rows, " ".join(["python", *sys.argv]))
+    publish("sampling", rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ a CPU, allocated memory on a GPU. Writes benchmarks/results/task_batch.csv and .
 from __future__ import annotations
 
 import resource
-import sys
 
 import torch
 from _common import publish
@@ -52,7 +51,7 @@ def main() -> None:
                     "peak_mb": peak_mb(chosen.device),
                 }
             )
-    publish("task_batch", rows, " ".join(["python", *sys.argv]))
+    publish("task_batch", rows)
 
 
 if __name__ == "__main__":

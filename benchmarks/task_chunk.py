@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -67,7 +66,7 @@ def main() -> None:
                 network = {"filters": filters, "downsample": downsample, "chunk": chunk, "route": route}
                 figures = {k: round(v, 2) for k, v in measure(route, filters, downsample, chunk).items()}
                 rows.append(network | figures)
-    publish(f"task_chunk_{options.threads}_threads", rows, " ".join(["python", *sys.argv]))
+    publish(f"task_chunk_{options.threads}_threads", rows)
 
 
 if __name__ == "__main__":

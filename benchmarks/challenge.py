@@ -1,0 +1,41 @@
+"""Errors on the Omniglot challenge's 20 official runs, transductive and not.
+
+    python benchmarks/challenge.py runs/all/000/best.ckpt runs/small1/000/best.ckpt ...
+
+Checkpoints are those of ``fit --config configs/benchmarks/omniglot_challenge.yaml``. Transductive: the 20 test drawings of a run are
+normalised together by batch normalisation. Inductive: each in a batch with the support set only. Writes
+benchmarks/results/challenge.csv and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from _common import publish
+
+from imaml_lightning.data import OmniglotChallenge
+from imaml_lightning.evaluation import all_at_once, evaluate, load, one_at_a_time
+
+RUNS = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+")
+    torch.set_num_threads(1)
+    rows = []
+    for path in parser.parse_args().checkpoints:
+        learner, data = load(path)
+        assert isinstance(data.source, OmniglotChallenge)
+        row: dict[str, object] = {"background": data.source.background}
+        row["meta-steps"] = torch.load(path, weights_only=True)["global_step"]
+        for protocol, answer in (("transductive", all_at_once), ("inductive", one_at_a_time)):
+            mean, interval = evaluate(learner, data, "test", RUNS, answer).mean()
+            row |= {f"error_{protocol}": 100 * (1 - mean), f"ci95_{protocol}": 100 * interval}
+        rows.append(row)
+    publish("challenge", rows)
+
+
+if __name__ == "__main__":
+    main()
