@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from imaml_lightning import checks
 from imaml_lightning.adaptation import Adaptation, Adapted, Implicit
+from imaml_lightning.calibration import seconds_a_task
 from imaml_lightning.checkpoint import TRUSTED, check_trusted, read_checkpoint
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import DivergedError, UsageError
@@ -36,6 +37,9 @@ from imaml_lightning.solution import Result, indicators
 #: A run ends after this many meta-steps in a row whose gradient was not finite.
 MAX_SKIPPED = 10
 
+
+#: Under which a checkpoint keeps what ``task_chunk: measured`` came to, so that a run goes on bit for bit.
+CHUNK_KEY = "imaml_lightning_task_chunk"
 
 #: Tasks that a CPU solves together. Measured with torch 2.13: 1.2 to 2.3 times faster than one by one (benchmarks/task_chunk.py).
 CPU_CHUNK = 16
@@ -55,8 +59,8 @@ class MetaLearner(LightningModule):
         optimizer: the outer optimizer.
         scheduler: of the outer learning rate, stepped once a meta-step.
         adapt: name patterns of the parameters that are adapted to a task; the others keep their meta-learned values.
-        task_chunk: tasks solved together by vmap; ``auto`` is at most 16 on a CPU and all at once elsewhere. Changes memory
-            and speed, and results only by rounding.
+        task_chunk: tasks solved together by vmap; ``auto`` is at most 16 on a CPU and all at once elsewhere, ``measured`` is what
+            is fastest here in the first meta-step (a checkpoint remembers it). Changes memory and speed, and results only by rounding.
         clip_norm: largest norm of the meta-gradient; longer ones are shortened to it.
 
     Raises:
@@ -74,11 +78,11 @@ class MetaLearner(LightningModule):
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=0.001),
         scheduler: LRSchedulerCallable | None = None,
         adapt: Sequence[str] = ("*",),
-        task_chunk: int | Literal["auto"] = "auto",
+        task_chunk: int | Literal["auto", "measured"] = "auto",
         clip_norm: float | None = None,
     ) -> None:
         super().__init__()
-        if task_chunk != "auto" and task_chunk < 1:
+        if isinstance(task_chunk, int) and task_chunk < 1:
             raise UsageError(f"task_chunk must be at least 1, got {task_chunk}: set --model.task_chunk to auto or more")
         if clip_norm is not None and not 0 < clip_norm < float("inf"):
             raise UsageError(f"clip_norm must be positive, got {clip_norm}: set --model.clip_norm or leave it out")
@@ -90,6 +94,7 @@ class MetaLearner(LightningModule):
         self.support_criterion = support_criterion
         self.optimizer, self.scheduler = optimizer, scheduler
         self.task_chunk, self.clip_norm = task_chunk, clip_norm
+        self.measured_chunk: int | None = None
         self.flat = FlatNetwork(self.network, adapt)
         self.adaptation.fit_to(self.flat)
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64))
@@ -170,6 +175,8 @@ class MetaLearner(LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0: never, as in a barebones Trainer
         log_now = every > 0 and (self.global_step + 1) % every == 0
         logs: list[dict[str, Tensor]] = []
+        if self.task_chunk == "measured" and self.measured_chunk is None:
+            self._measure_chunk(episode.support)
         chunks = list(episode.chunks(self._chunk_size()))
         for number, chunk in enumerate(chunks, start=1):
             with self._gradient_sync(number == len(chunks)):
@@ -221,8 +228,24 @@ class MetaLearner(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_scores("test")
 
+    def _measure_chunk(self, support: Examples) -> None:
+        """The same for all ranks: the first one's."""
+        times = seconds_a_task(self.objective, support)
+        best = min(times, key=lambda size: times[size])
+        self.measured_chunk = self.trainer.strategy.broadcast(best)
+        measured = ", ".join(f"{size}: {1000 * time:.3g}" for size, time in times.items())
+        self.print(f"task_chunk {self.measured_chunk}; ms of an inner gradient a task, by tasks together: {measured}")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CHUNK_KEY] = self.measured_chunk
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.measured_chunk = checkpoint.get(CHUNK_KEY)
+
     def _chunk_size(self) -> int | None:
-        if self.task_chunk == "auto":
+        if self.measured_chunk is not None and self.task_chunk == "measured":
+            return self.measured_chunk
+        if isinstance(self.task_chunk, str):
             return CPU_CHUNK if self.device.type == "cpu" else None
         return self.task_chunk
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from imaml_lightning.adaptation import FirstOrder, Implicit
+from imaml_lightning.calibration import seconds_a_task
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.inner import GradientDescent
@@ -147,6 +148,32 @@ def test_chunks_change_results_by_rounding_only() -> None:
     for other in results[1:]:
         for name, value in results[0].items():
             torch.testing.assert_close(other[name], value, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*")  # it is the command line's that is
+def test_a_measured_chunk_is_kept_for_the_run_and_its_checkpoints(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("imaml_lightning.calibration._seconds", lambda of: {1: 3.0, 2: 1.0, 3: 2.0}[len(of.support.x)])
+    learner, run = build(task_chunk="measured").double(), trainer(2)
+    run.fit(learner, DataLoader([images(tasks=3, seed=i) for i in range(2)], batch_size=None))
+    assert learner._chunk_size() == 2  # half a second a task, where one alone takes three
+    assert (
+        "task_chunk 2; ms of an inner gradient a task, by tasks together: 1: 3e+03, 2: 500, 3: 667"
+        in capsys.readouterr().out
+    )
+    run.save_checkpoint(tmp_path / "c.ckpt")
+    monkeypatch.undo()
+    again = build(task_chunk="measured").double()
+    trainer(3).fit(
+        again, DataLoader([images(tasks=3)] * 3, batch_size=None), ckpt_path=tmp_path / "c.ckpt", weights_only=True
+    )
+    assert again._chunk_size() == 2  # not measured anew, so that the run goes on bit for bit
+
+
+def test_the_fastest_chunk_is_measured_at_every_size() -> None:
+    learner = build().double()
+    times = seconds_a_task(learner.objective, images(tasks=5).support)
+    assert list(times) == [1, 2, 4, 5]
+    assert all(time > 0 for time in times.values())
 
 
 def test_meta_gradient_is_the_mean_over_tasks_and_clipped_to_length() -> None:
