@@ -46,7 +46,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_kill_and_resume_is_bitwise_equal(uninterrupted: Path, tmp_path: Path, seed: int) -> None:
     command = [sys.executable, "-m", "imaml_lightning", "fit", *SMALL, *STEPS]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
