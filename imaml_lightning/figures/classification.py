@@ -26,14 +26,14 @@ def calibration_figure(confidence: Tensor, accuracy: Tensor, share: Tensor, erro
 
 def confusion_figure(shares: Tensor, names: Sequence[str], title: str) -> Figure:
     """``shares [true, predicted]`` as a map, the diagonal left out so that mistakes show."""
-    size = 1.5 + 0.16 * len(names)
+    size = 1.5 + 0.24 * len(names)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.subplots()
     mistakes = shares.clone().fill_diagonal_(float("nan")).numpy()
     image = axes.imshow(mistakes, cmap="Reds", vmin=0)
     ticks = range(len(names))
-    axes.set_xticks(ticks, names, fontsize=8)
-    axes.set_yticks(ticks, names, fontsize=8)
+    axes.set_xticks(ticks, names, fontsize=10)
+    axes.set_yticks(ticks, names, fontsize=10)
     axes.set(xlabel="taken for", ylabel="is")
     axes.set_title(title, fontsize=10)
     figure.colorbar(image, shrink=0.7, label="share of query images")
