@@ -100,7 +100,7 @@ class _PatientWandb(WandbLogger):
 
 
 def _warn(error: Exception) -> None:
-    print(f"warning: W&B refused ({' '.join(str(error).split())}); the run is logged offline", file=sys.stderr)
+    print(f"warning: no W&B ({' '.join(str(error).split())}); the run is logged offline", file=sys.stderr)
 
 
 def _logged_in() -> bool:

@@ -138,6 +138,6 @@ class EpisodeLoader:
 
 
 def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach every process of a run; its workers serve on until it has saved, and end with it."""
+    """Ctrl-C and a cluster's SIGTERM reach every process of a run: its workers serve on until it has saved."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
