@@ -38,8 +38,8 @@ from imaml_lightning.solution import Result, indicators
 MAX_SKIPPED = 10
 
 
-#: Under which a checkpoint keeps what ``task_chunk: measured`` came to, so that a run goes on bit for bit.
-CHUNK_KEY = "imaml_lightning_task_chunk"
+#: Under which a checkpoint keeps what a run needs, besides its state, to go on bit for bit.
+COUNTERS_KEY = "imaml_lightning_counters"
 
 #: Tasks that a CPU solves together. Measured with torch 2.13: 1.2 to 2.3 times faster than one by one (benchmarks/task_chunk.py).
 CPU_CHUNK = 16
@@ -237,10 +237,11 @@ class MetaLearner(LightningModule):
         self.print(f"task_chunk {self.measured_chunk}; ms of an inner gradient a task, by tasks together: {measured}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[CHUNK_KEY] = self.measured_chunk
+        checkpoint[COUNTERS_KEY] = {"measured_chunk": self.measured_chunk, "skipped_in_a_row": self.skipped_in_a_row}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.measured_chunk = checkpoint.get(CHUNK_KEY)
+        for name, value in checkpoint.get(COUNTERS_KEY, {}).items():
+            setattr(self, name, value)
 
     def _chunk_size(self) -> int | None:
         if self.measured_chunk is not None and self.task_chunk == "measured":

@@ -160,6 +160,7 @@ def test_a_measured_chunk_is_kept_for_the_run_and_its_checkpoints(tmp_path: Path
         "task_chunk 2; ms of an inner gradient a task, by tasks together: 1: 3e+03, 2: 500, 3: 667"
         in capsys.readouterr().out
     )
+    learner.skipped_in_a_row = 7
     run.save_checkpoint(tmp_path / "c.ckpt")
     monkeypatch.undo()
     again = build(task_chunk="measured").double()
@@ -167,6 +168,8 @@ def test_a_measured_chunk_is_kept_for_the_run_and_its_checkpoints(tmp_path: Path
         again, DataLoader([images(tasks=3)] * 3, batch_size=None), ckpt_path=tmp_path / "c.ckpt", weights_only=True
     )
     assert again._chunk_size() == 2  # not measured anew, so that the run goes on bit for bit
+    again.on_load_checkpoint(torch.load(tmp_path / "c.ckpt", weights_only=True))
+    assert again.skipped_in_a_row == 7  # a run cannot escape its end by being resumed
 
 
 def test_the_fastest_chunk_is_measured_at_every_size() -> None:
