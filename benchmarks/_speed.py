@@ -30,6 +30,7 @@ class Setting:
     channels: int = 1
     size: int = 28
     filters: int = 64
+    tasks: int = 4  # that a benchmark takes by default, so that it ends
 
     def network(self) -> Conv4:
         """The 4-layer network that the field uses."""
@@ -60,7 +61,7 @@ class Setting:
 SETTINGS = {
     setting.name: setting
     for setting in (
-        Setting("5w1s", 5, 1, 16),
+        Setting("5w1s", 5, 1, 16, tasks=16),
         Setting("5w5s", 5, 5, 16),
         Setting("20w1s", 20, 1, 25),
         Setting("20w5s", 20, 5, 25),
@@ -69,11 +70,11 @@ SETTINGS = {
 }
 
 
-def options(description: str, settings: list[str], tasks: int = 16, repeats: int = 3) -> argparse.ArgumentParser:
+def options(description: str, settings: list[str], repeats: int = 3) -> argparse.ArgumentParser:
     """The options that all have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=settings)
-    parser.add_argument("--tasks", type=int, default=tasks)
+    parser.add_argument("--tasks", type=int, help="tasks of a meta-step; 16 of 5w1s and 4 of the others if not given")
     parser.add_argument("--query", type=int, default=5, help="query images a class")
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--threads", type=int, default=1)

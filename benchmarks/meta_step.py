@@ -26,14 +26,16 @@ from imaml_lightning import Episode, InnerObjective, MetaLearner
 def measure(setting: Setting, chosen: argparse.Namespace) -> dict[str, object]:
     """Times, counts and the overhead of one setting."""
     torch.manual_seed(0)
+    tasks = chosen.tasks or setting.tasks
+    size = min(chosen.chunk, tasks)
     adaptation = setting.adaptation()
-    learner = MetaLearner(setting.network(), adaptation, task_chunk=chosen.chunk).to(chosen.device)
-    episode = setting.episode(chosen.tasks, chosen.query)
-    chunk = next(iter(setting.episode(chosen.chunk, chosen.query, chosen.device).chunks(None)))
+    learner = MetaLearner(setting.network(), adaptation, task_chunk=size).to(chosen.device)
+    episode = setting.episode(tasks, chosen.query)
+    chunk = next(iter(setting.episode(size, chosen.query, chosen.device).chunks(None)))
     objective = InnerObjective(
         learner.flat, chunk.support, learner.flat.vector().detach(), adaptation.proximal, learner.criterion
     )
-    phi = objective.start() + 0.01 * torch.randn(chosen.chunk, sum(learner.flat.sizes), device=chosen.device)
+    phi = objective.start() + 0.01 * torch.randn(size, sum(learner.flat.sizes), device=chosen.device)
     at, u = objective.linearise(phi), torch.randn_like(phi)
 
     def query() -> None:
@@ -60,20 +62,20 @@ def measure(setting: Setting, chosen: argparse.Namespace) -> dict[str, object]:
     learner.training_step = step
     trainer.fit(learner, DataLoader([episode] * (chosen.repeats + 1), batch_size=None))
     middle = {name: median(values[1:]) for name, values in times.items()}
-    chunks = chosen.tasks / chosen.chunk
+    chunks = tasks / size
     necessary = chunks * sum(count * middle[name] for name, count in counts.items())
     # A gradient is about three forward passes, a product about five (two for J u, three for Jᵀ), less the image's own.
     support = setting.way * setting.shot
     arithmetic = support * (3 * counts["gradient"] + 5 * CG_STEPS) + 3 * setting.way * chosen.query
-    gflop = 2e-9 * chosen.tasks * setting.forward * arithmetic
+    gflop = 2e-9 * tasks * setting.forward * arithmetic
     return {
         "setting": setting.name,
-        "tasks": chosen.tasks,
-        "gradients": chosen.tasks * counts["gradient"],
-        "products": chosen.tasks * CG_STEPS,
-        "gradient_ms": 1000 * middle["gradient"] / chosen.chunk,
-        "product_ms": 1000 * middle["product"] / chosen.chunk,
-        "query_ms": 1000 * middle["query"] / chosen.chunk,
+        "tasks": tasks,
+        "gradients": tasks * counts["gradient"],
+        "products": tasks * CG_STEPS,
+        "gradient_ms": 1000 * middle["gradient"] / size,
+        "product_ms": 1000 * middle["product"] / size,
+        "query_ms": 1000 * middle["query"] / size,
         "meta_step_s": middle["meta_step"],
         "overhead": middle["meta_step"] / necessary,
         "GFLOP": gflop,

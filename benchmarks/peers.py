@@ -1,6 +1,6 @@
 """Seconds of a meta-step beside other libraries: the same network, start, episode, steps and precision, in one process.
 
-    python benchmarks/peers.py [--settings 5w1s 20w1s] [--tasks 16] [--query 1] [--repeats 3] [--device cuda]
+    python benchmarks/peers.py [--settings 5w1s 20w1s] [--query 1] [--repeats 3] [--device cuda]
 
 iMAML takes 16 (5-way) or 25 (20-way) steps of descent and exactly 5 conjugate gradient steps; MAML 5 steps. All contenders are
 timed in turn, and each figure is the median of its repeats. Every row says how far its meta-gradient is from ours. What
@@ -123,12 +123,14 @@ def contenders(network: nn.Module, episode: Episode, setting: Setting) -> dict[s
 def measure(setting: Setting, chosen: argparse.Namespace) -> list[dict[str, object]]:
     torch.manual_seed(0)
     network = setting.network().to(chosen.device)
-    table = contenders(network, setting.episode(chosen.tasks, chosen.query, chosen.device), setting)
+    tasks = chosen.tasks or setting.tasks
+    table = contenders(network, setting.episode(tasks, chosen.query, chosen.device), setting)
     gradients = {name: meta_step() for name, (_, meta_step) in table.items()}
     times = in_turn({name: meta_step for name, (_, meta_step) in table.items()}, chosen.repeats)
     return [
         {
             "setting": setting.name,
+            "tasks": tasks,
             "contender": name,
             "seconds": times[name],
             "times ours": times[name] / times[model],
@@ -159,8 +161,10 @@ def main() -> None:
     parser.set_defaults(query=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    rows = [row for name in chosen.settings for row in measure(SETTINGS[name], chosen)]
-    publish("peers", rows)
+    rows: list[dict[str, object]] = []
+    for name in chosen.settings:
+        rows += measure(SETTINGS[name], chosen)
+        publish("peers", rows)
     save(picture(rows), "peers")
 
 

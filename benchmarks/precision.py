@@ -24,7 +24,7 @@ PRECISIONS = {"64-true": None, "32-true": None, "bf16-mixed": torch.bfloat16, "1
 
 
 def measure(setting: Setting, chosen: argparse.Namespace) -> list[dict[str, object]]:
-    episode = setting.episode(chosen.tasks, chosen.query, chosen.device)
+    episode = setting.episode(chosen.tasks or setting.tasks, chosen.query, chosen.device)
     found: dict[str, Tensor] = {}
     residuals: dict[str, float] = {}
 
@@ -58,7 +58,7 @@ def measure(setting: Setting, chosen: argparse.Namespace) -> list[dict[str, obje
 
 
 def main() -> None:
-    chosen = options(__doc__, settings=["5w1s"], tasks=8).parse_args()
+    chosen = options(__doc__, settings=["5w1s"]).parse_args()
     torch.set_num_threads(chosen.threads)
     rows = [row for name in chosen.settings for row in measure(SETTINGS[name], chosen)]
     publish("precision", rows)

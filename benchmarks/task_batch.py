@@ -26,7 +26,7 @@ def peak_mb(device: str) -> float:
 
 def main() -> None:
     parser = options(__doc__, settings=["5w1s"])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 4, 16, 64, 256])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 4, 16, 64, 256], help="tasks of a meta-step")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     rows = []
