@@ -9,10 +9,12 @@ import pytest
 from lightning.pytorch import Trainer
 from matplotlib.figure import Figure
 from tiny_data import Tiny
-from tiny_learners import implicit, learner, smooth_conv
+from tiny_learners import smooth_conv
 
+from imaml_lightning.adaptation import Implicit
 from imaml_lightning.callbacks import pictures
 from imaml_lightning.data import EpisodeDataModule
+from imaml_lightning.inner import GradientDescent
 from imaml_lightning.meta_learner import MetaLearner
 
 
@@ -50,6 +52,6 @@ def test_drawn_first_and_last_and_between_while_they_take_a_small_share(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(learner(smooth_conv(), implicit(steps=3)).float(), data)
+    trainer.fit(MetaLearner(smooth_conv(), Implicit(GradientDescent(max_steps=3))), data)
     assert drawing.drawn == [(step, False) for step in steps]
     assert (tmp_path / "empty.png").is_file()
