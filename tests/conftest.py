@@ -16,7 +16,9 @@ import imaml_lightning  # noqa: F401 (repairs torchvision before any test import
 def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Banks go to a folder of this session; Weights & Biases stays offline and knows no key. Subprocesses inherit it."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("IMAML_CACHE", str(tmp_path_factory.mktemp("cache")))
+    # One cache for all processes of pytest-xdist, each of which has a folder of its own in the session's.
+    base = tmp_path_factory.getbasetemp()
+    patch.setenv("IMAML_CACHE", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"))
     patch.setenv("WANDB_MODE", "offline")
     patch.setenv("OMP_NUM_THREADS", "1")
     patch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[1]}")
