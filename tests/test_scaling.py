@@ -91,12 +91,12 @@ def test_ranks_agree_with_one_process_also_where_strength_and_shared_layers_are_
 
 
 def networks() -> bool:
-    """Whether network namespaces can be made here."""
-    try:
-        made = subprocess.run(["ip", "netns", "add", "imaml_probe"], capture_output=True).returncode == 0
-        return made and subprocess.run(["ip", "netns", "del", "imaml_probe"], capture_output=True).returncode == 0
-    except OSError:
-        return False
+    """Whether network namespaces, and cables between them, can be made here."""
+    probe = (
+        "trap 'ip netns del imaml_probe' EXIT; ip netns add imaml_probe && "
+        "ip link add near netns imaml_probe type veth peer name far netns imaml_probe && ip netns exec imaml_probe true"
+    )
+    return subprocess.run(["sh", "-c", probe], capture_output=True).returncode == 0
 
 
 def launched(*command: str, folder: Path, more: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
