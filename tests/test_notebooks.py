@@ -7,6 +7,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from matplotlib.figure import Figure
+
+from imaml_lightning.figures import sliders
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -64,6 +67,24 @@ sliders(draw, strength=(0.0, 1.0, 0.5))
 """
 
 
+def test_sliders_redraw(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ipywidgets.widgets.widget import _instances
+
+    monkeypatch.delenv("IMAML_STILL", raising=False)
+    before, drawn = set(_instances), []
+
+    def draw(strength: float) -> Figure:
+        drawn.append(strength)
+        return Figure()
+
+    sliders(draw, strength=(0.0, 1.0, 0.5))
+    (slider,) = [w for key, w in _instances.items() if key not in before and type(w).__name__ == "FloatSlider"]
+    slider.value = 0.25
+    slider.value = 0.75
+    assert drawn == [0.5, 0.25, 0.75]
+
+
+@pytest.mark.slow  # nbclient waits for ever now and then where outputs go into a widget
 def test_sliders_redraw_in_a_live_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from nbclient import NotebookClient
 
