@@ -31,7 +31,7 @@ def meta_steps(processes: int, threads: int, steps: int) -> list[float]:
     command = [
         *(sys.executable, "-m", "imaml_lightning", "fit", "--model.network.filters", "64", "--data.test_episodes", "2"),
         *("--trainer.max_steps", str(steps), "--data.train_batches", str(steps), "--trainer.log_every_n_steps", "1"),
-        *("--trainer.limit_val_batches", "0", "--best.monitor", "train/loss", "--trainer.accelerator", "cpu"),
+        *("--trainer.limit_val_batches", "0", "--trainer.accelerator", "cpu"),
         *("--trainer.devices", str(processes), "--trainer.strategy", "ddp" if processes > 1 else "auto"),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "WANDB_MODE": "disabled"}
