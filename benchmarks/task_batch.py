@@ -8,20 +8,12 @@ a CPU, allocated memory on a GPU. Writes benchmarks/results/task_batch.csv and .
 
 from __future__ import annotations
 
-import resource
-
 import torch
 from _common import publish
 from _speed import SETTINGS, in_turn, options
 
 from imaml_lightning import MetaLearner
 from imaml_lightning.meta_learner import CPU_CHUNK
-
-
-def peak_mb(device: str) -> float:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def main() -> None:
@@ -48,7 +40,7 @@ def main() -> None:
                     "tasks": tasks,
                     "seconds": time,
                     "ms_a_task": 1000 * time / tasks,
-                    "peak_mb": peak_mb(chosen.device),
+                    "peak_mb": learner._peak_memory(),
                 }
             )
     publish("task_batch", rows)

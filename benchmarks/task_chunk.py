@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from _common import publish
+from _speed import seconds
 from torch import nn
 
 from imaml_lightning import Examples, FlatNetwork, InnerObjective, ProximalTerm
@@ -21,12 +21,7 @@ from imaml_lightning.models import Conv4
 
 def milliseconds(function: Callable[[], object], repeats: int) -> float:
     """Median of ``repeats`` calls after two to warm up."""
-    times = []
-    for _ in range(repeats + 2):
-        began = time.perf_counter()
-        function()
-        times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times[2:])
+    return 1000 * statistics.median([seconds(function) for _ in range(repeats + 2)][2:])
 
 
 class Plain(Conv4):

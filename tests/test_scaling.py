@@ -11,6 +11,7 @@ import torch
 import yaml
 from command import CONFIGS, SMALL, run
 from lightning.pytorch import Trainer, seed_everything
+from torture import same
 
 from imaml_lightning import EpisodeDataModule, Implicit, MetaLearner
 from imaml_lightning.cli import main
@@ -109,16 +110,12 @@ def launched(*command: str, folder: Path, more: tuple[str, ...] = ()) -> dict[st
     return torch.load(folder / "runs" / "sinusoid_5shot" / "000" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
-
-
 def test_torchrun_and_two_hosts_learn_what_two_ranks_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHON", sys.executable)
     ranks = ("--trainer.devices", "2")
     ours = launched(sys.executable, "-m", "imaml_lightning", folder=tmp_path / "ranks", more=ranks)
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    assert equal(launched(*torchrun, "-m", "imaml_lightning", folder=tmp_path / "torchrun", more=ranks), ours)
+    assert same(launched(*torchrun, "-m", "imaml_lightning", folder=tmp_path / "torchrun", more=ranks), ours)
     if not networks():
         pytest.skip("two hosts need network namespaces, and so root on Linux")
-    assert equal(launched(str(Path(__file__).parent / "two_hosts.sh"), folder=tmp_path / "hosts"), ours)
+    assert same(launched(str(Path(__file__).parent / "two_hosts.sh"), folder=tmp_path / "hosts"), ours)
