@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imaml_lightning.compiled import CompiledDerivatives
+from imaml_lightning.episode import Examples
 from imaml_lightning.parameters import FlatNetwork, Folded
 from imaml_lightning.proximal import ProximalTerm
 
@@ -109,6 +111,28 @@ class WrittenOut(Linearisation):
     def support_hessian(self, u: Tensor) -> Tensor:
         dp = pull_back(self.output_gradient, self.outputs, self.jacobian(u))
         return self.network.join(self.folded.bend(dp))
+
+
+class ByCompiled(Linearisation):
+    """Products from compiled functions of φ; no graph of the network."""
+
+    def __init__(
+        self, phi: Tensor, derivatives: CompiledDerivatives, support: Examples, loss: Loss, *of_regulariser: Any
+    ) -> None:
+        super().__init__(phi.detach(), *of_regulariser)
+        self.derivatives, self.x, self.y = derivatives, *support
+        self.outputs = derivatives.outputs(self.phi, self.x).requires_grad_()
+        self.support_loss, self.output_gradient = loss(self.outputs)
+        self.support_gradient = self.transpose(self.output_gradient)
+
+    def jacobian(self, u: Tensor) -> Tensor:
+        return self.derivatives.jacobian(self.phi, self.x, u)
+
+    def transpose(self, g: Tensor) -> Tensor:
+        return self.derivatives.transpose(self.phi, self.x, g)
+
+    def support_hessian(self, u: Tensor) -> Tensor:
+        return self.derivatives.hessian(self.phi, self.x, self.y, u)
 
 
 def pull_back(y: Tensor, x: Tensor, g: Tensor) -> Tensor:

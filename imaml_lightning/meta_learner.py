@@ -26,6 +26,7 @@ from imaml_lightning import checks
 from imaml_lightning.adaptation import Adaptation, Adapted, Implicit
 from imaml_lightning.calibration import seconds_a_task
 from imaml_lightning.checkpoint import TRUSTED, check_trusted, read_checkpoint
+from imaml_lightning.compiled import CompiledDerivatives
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import DivergedError, UsageError
 from imaml_lightning.metrics import EpisodeMean
@@ -95,6 +96,7 @@ class MetaLearner(LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.task_chunk, self.clip_norm = task_chunk, clip_norm
         self.measured_chunk: int | None = None
+        self.derivatives: CompiledDerivatives | None = None  # callbacks.Compiled sets them
         self.flat = FlatNetwork(self.network, adapt)
         self.adaptation.fit_to(self.flat)
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64))
@@ -155,7 +157,9 @@ class MetaLearner(LightningModule):
     def objective(self, support: Examples) -> InnerObjective:
         """The inner problem of each task of ``support``."""
         criterion = self.support_criterion or self.criterion
-        return InnerObjective(self.flat, support, self.flat.vector(), self.adaptation.proximal, criterion)
+        return InnerObjective(
+            self.flat, support, self.flat.vector(), self.adaptation.proximal, criterion, self.derivatives
+        )
 
     def adapted(self, support: Examples) -> Adapted:
         """φ for each task of ``support``; differentiable in all meta-parameters where gradients are enabled."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from imaml_lightning.compiled import CompiledDerivatives
 from imaml_lightning.episode import Examples
-from imaml_lightning.linearisation import ByAutograd, Linearisation, WrittenOut
-from imaml_lightning.parameters import FlatNetwork, per_task
+from imaml_lightning.linearisation import ByAutograd, ByCompiled, Linearisation, WrittenOut
+from imaml_lightning.parameters import FlatNetwork, Folded, mean_over_real, per_task
 from imaml_lightning.proximal import ProximalTerm
 from imaml_lightning.rows import some
 
@@ -21,25 +26,35 @@ class InnerObjective:
         theta: meta-parameters ``[param]``.
         proximal: the regulariser R.
         criterion: ℓ(outputs, targets) of one task, a scalar such as the mean cross-entropy.
+        derivatives: of this network and criterion, compiled.
 
     Derivatives come from autograd, several tasks at once by ``torch.func.vmap``; or from a network that evaluates many
-    tasks at once by itself and has its derivatives written out (``FlatNetwork.folded``).
+    tasks at once by itself and has its derivatives written out (``FlatNetwork.fold``); or they are compiled.
     """
 
     def __init__(
-        self, network: FlatNetwork, support: Examples, theta: Tensor, proximal: ProximalTerm, criterion: nn.Module
+        self,
+        network: FlatNetwork,
+        support: Examples,
+        theta: Tensor,
+        proximal: ProximalTerm,
+        criterion: nn.Module,
+        derivatives: CompiledDerivatives | None = None,
     ) -> None:
         self.network, self.support, self.theta = network, support, theta
         self.proximal, self.criterion = proximal, criterion
+        self.compiled = derivatives if derivatives and derivatives.criterion is criterion else None
 
     def task(self, index: int) -> InnerObjective:
         """G of one task alone."""
         support = Examples(*(part[index : index + 1] for part in self.support))
-        return InnerObjective(self.network, support, self.theta, self.proximal, self.criterion)
+        return InnerObjective(self.network, support, self.theta, self.proximal, self.criterion, self.compiled)
 
     def on(self, examples: Examples, criterion: nn.Module | None = None) -> InnerObjective:
         """The same tasks with other examples, and with another criterion if given."""
-        return InnerObjective(self.network, examples, self.theta, self.proximal, criterion or self.criterion)
+        return InnerObjective(
+            self.network, examples, self.theta, self.proximal, criterion or self.criterion, self.compiled
+        )
 
     def start(self) -> Tensor:
         """θ for every task, ``[task, param]``: where inner solvers begin."""
@@ -66,8 +81,10 @@ class InnerObjective:
         """G ``[task]`` and ∇_φ G ``[task, param]``, without a graph: one gradient evaluation."""
         phi = phi.detach()
         with torch.enable_grad():
-            if self._written_out:
-                folded = self.network.folded(phi, self.support.x)
+            if self.compiled:
+                loss, support = self.compiled.value_and_gradient(phi, *self.support)
+            elif self._written_out:
+                folded = self._fold(phi)
                 loss, p = self._loss_at(folded.outputs.requires_grad_())
                 support = self.network.join(folded.cotangent(p.detach()))
             else:
@@ -80,18 +97,22 @@ class InnerObjective:
     def gradient(self, phi: Tensor) -> Tensor:
         """∇_φ G ``[task, param]`` at ``phi``, differentiable in ``phi`` and in everything else on which G depends."""
         phi = phi if phi.requires_grad else phi.detach().requires_grad_()
-        loss = task_losses(self.criterion, self.outputs(phi), self.support)
-        (support,) = torch.autograd.grad(loss.sum(), phi, create_graph=True)
+        if self.compiled or self._written_out:
+            support = _SupportGradient.apply(phi, self.linearise(phi))
+        else:
+            loss = task_losses(self.criterion, self.outputs(phi), self.support)
+            (support,) = torch.autograd.grad(loss.sum(), phi, create_graph=True)
         return support + self.proximal.product(phi - self.theta)
 
     def linearise(self, phi: Tensor) -> Linearisation:
         """G linearised at ``phi [task, param]``: one gradient evaluation."""
         of_regulariser = self.theta, self.proximal, lambda at: self.value_and_gradient(at)[1]
         with torch.enable_grad():
+            if self.compiled:
+                return ByCompiled(phi, self.compiled, self.support, self._loss_at, *of_regulariser)
             if not self._written_out:
                 return ByAutograd(phi, self.outputs, self._loss_at, *of_regulariser)
-            folded = self.network.folded(phi.detach(), self.support.x)
-            return WrittenOut(phi, self.network, folded, self._loss_at, *of_regulariser)
+            return WrittenOut(phi, self.network, self._fold(phi.detach()), self._loss_at, *of_regulariser)
 
     def _loss_at(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """L_S ``[task]`` and its gradient p in the outputs z, differentiable."""
@@ -101,22 +122,29 @@ class InnerObjective:
     @property
     def _written_out(self) -> bool:
         """Whether the network's own Jacobian products can stand in for autograd."""
-        learned_loss = any(True for _ in self.criterion.parameters())
-        autocast = torch.is_autocast_enabled(self.theta.device.type)
-        return self.network.can_fold and not learned_loss and not autocast
+        return self.network.can_fold and not any(True for _ in self.criterion.parameters())
+
+    @cached_property
+    def _fold(self) -> Callable[[Tensor], Folded]:
+        return self.network.fold(self.support.x)
+
+
+class _SupportGradient(torch.autograd.Function):
+    """∇L_S as a function of φ, whose derivative is a Hessian product, differentiable once."""
+
+    @staticmethod
+    def forward(ctx: Any, phi: Tensor, at: Linearisation) -> Tensor:
+        ctx.at = at
+        return at.support_gradient.detach()  # itself it would close a cycle with its node, which keeps ``at``
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor, None]:
+        return ctx.at.support_hessian(u), None
 
 
 def task_losses(criterion: nn.Module, outputs: Tensor, examples: Examples) -> Tensor:
-    """The criterion's mean over each task's real examples ``[task]``.
-
-    Cross-entropy leaves out IGNORED targets by itself. In regression, padding is judged against its own output, which
-    costs nothing and has no derivatives, and the mean is taken over the others; for losses that are means over entries.
-    """
+    """The criterion's mean over each task's real examples ``[task]``."""
     if not (examples.y.is_floating_point() and some(~examples.real())):
         return per_task(criterion, outputs, examples.y)
-
-    def over_real(z: Tensor, y: Tensor) -> Tensor:
-        real = ~y.isnan()
-        return criterion(z, torch.where(real, y, z)) * (real.numel() / real.sum())
-
-    return per_task(over_real, outputs, examples.y)
+    return per_task(partial(mean_over_real, criterion), outputs, examples.y)

@@ -14,7 +14,11 @@ from imaml_lightning.errors import UsageError
 
 
 class Folded(Protocol):
-    """A network at one point, evaluated for many tasks at once, with its derivatives; J = ∂outputs/∂parameters."""
+    """A network at one point, evaluated for many tasks at once, with its derivatives; J = ∂outputs/∂parameters.
+
+    A network that has a method ``fold`` from x ``[task, example, *feature]`` to an object whose ``at(parameters)`` gives
+    this is evaluated so; Conv4 is the example. ``parameters`` are in the network's order, ``[task, *shape]`` each.
+    """
 
     outputs: Tensor  # [task, example, output]
 
@@ -82,17 +86,35 @@ class FlatNetwork:
 
     def tasks(self, phi: Tensor, x: Tensor) -> Tensor:
         """The outputs ``[task, example, output]`` of every task, at ``phi [task, param]`` for ``x [task, example, *feature]``."""
-        return self.folded(phi, x).outputs if self.can_fold else per_task(self, phi, x)
+        return _FoldedOutputs.apply(phi, self, x) if self.can_fold else per_task(self, phi, x)
 
     @property
     def can_fold(self) -> bool:
-        """Whether the network evaluates many tasks at once by itself: has ``fold``, as Conv4, and adapts every parameter."""
-        return getattr(self.network, "fold", None) is not None and not self.shared()
+        """Whether the network evaluates many tasks at once by itself: has ``fold``, as Conv4, adapts every parameter, and
+        there is no autocast, which has its own idea of every layer's precision.
+        """
+        autocast = torch.is_autocast_enabled(self.network.get_parameter(self.names[0]).device.type)
+        return getattr(self.network, "fold", None) is not None and not self.shared() and not autocast
 
-    def folded(self, phi: Tensor, x: Tensor) -> Folded:
-        """The network's own evaluation of many tasks at once; only where ``can_fold``."""
+    def fold(self, x: Tensor) -> Callable[[Tensor], Folded]:
+        """From φ ``[task, param]`` to the network's own evaluation of many tasks at once; only where ``can_fold``."""
         fold: Any = self.network.fold
-        return fold(self.split(phi), x)
+        folded = fold(x)
+        return lambda phi: folded.at(self.split(phi))
+
+
+class _FoldedOutputs(torch.autograd.Function):
+    """The outputs as a function of φ, differentiable once."""
+
+    @staticmethod
+    def forward(ctx: Any, phi: Tensor, network: FlatNetwork, x: Tensor) -> Tensor:
+        ctx.network, ctx.folded = network, network.fold(x)(phi)
+        return ctx.folded.outputs.detach()  # themselves they would close a cycle with their node
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.network.join(ctx.folded.cotangent(g)), None, None
 
 
 def per_task(function: Callable[[Tensor, Tensor], Tensor], *arguments: Tensor) -> Tensor:
@@ -100,3 +122,15 @@ def per_task(function: Callable[[Tensor, Tensor], Tensor], *arguments: Tensor) -
     if arguments[0].shape[0] == 1:
         return function(*(a[0] for a in arguments)).unsqueeze(0)
     return torch.func.vmap(function, randomness="different")(*arguments)
+
+
+def mean_over_real(criterion: Callable[[Tensor, Tensor], Tensor], z: Tensor, y: Tensor) -> Tensor:
+    """The criterion's mean over one task's real examples.
+
+    Cross-entropy leaves out IGNORED targets by itself. In regression, padding (NaN) is judged against its own output,
+    which costs nothing and has no derivatives, and the mean is taken over the others; for losses that are means over entries.
+    """
+    if not y.is_floating_point():
+        return criterion(z, y)
+    real = ~y.isnan()
+    return criterion(z, torch.where(real, y, z)) * (real.numel() / real.sum())

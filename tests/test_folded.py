@@ -1,13 +1,27 @@
 """Conv4 on many tasks at once: its outputs and Jacobian products against torch.func on one task at a time."""
 
+import gc
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from imaml_lightning import Examples, FlatNetwork, InnerObjective, ProximalTerm
+from imaml_lightning import (
+    Episode,
+    Examples,
+    FlatNetwork,
+    Implicit,
+    InnerObjective,
+    MetaLearner,
+    ProximalTerm,
+    Unrolled,
+)
+from imaml_lightning.adaptation import Adaptation
 from imaml_lightning.curvature import GaussNewton, Hessian
 from imaml_lightning.models import Conv4
+from imaml_lightning.models.folded import FoldedPoint
+from imaml_lightning.optimizers import SGD
 
 TASKS, EXAMPLES, WAY = 3, 4, 2
 
@@ -35,7 +49,7 @@ def test_outputs_and_jacobian_products_equal_those_of_one_task_at_a_time(options
     network, phi, x = folded(options)
     phi, x = phi[:tasks], x[:tasks]
     assert network.can_fold
-    at = network.folded(phi, x)
+    at = network.fold(x)(phi)
     u, g = torch.randn_like(phi), torch.randn(tasks, EXAMPLES, WAY, dtype=torch.float64)
     ju, jg = at.tangent(network.split(u)), network.join(at.cotangent(g))
     for i in range(tasks):
@@ -55,7 +69,7 @@ def test_autograd_goes_through_the_outputs() -> None:
     phi.requires_grad_()
     (actual,) = torch.autograd.grad((network.tasks(phi, x) * weight).sum(), phi)
     with torch.no_grad():
-        torch.testing.assert_close(actual, network.join(network.folded(phi, x).cotangent(weight)))
+        torch.testing.assert_close(actual, network.join(network.fold(x)(phi).cotangent(weight)))
 
 
 class Plain(Conv4):
@@ -80,6 +94,32 @@ def test_linearisation_equals_autograd(options: dict) -> None:
         torch.testing.assert_close(product, curvature.product(graph, u))
         torch.testing.assert_close(curvature.product(written, u), product, rtol=0, atol=0)  # may be asked again
         assert not product.requires_grad
+
+
+def meta_gradient(network: type[Conv4], adaptation: Adaptation) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    learner = MetaLearner(network(way=WAY, size=16, filters=4, zero_head=False), adaptation).double()
+    part = Examples(torch.randn(TASKS, EXAMPLES, 1, 16, 16).double(), torch.arange(EXAMPLES).expand(TASKS, -1) % WAY)
+    episode = Episode(part, part)
+    learner.judge(learner.adapted(episode.support).phi, episode.query)["loss"].sum().backward()
+    return {name: p.grad for name, p in learner.network.named_parameters()}
+
+
+@pytest.mark.parametrize("backward_steps", [None, 2])
+def test_meta_gradient_through_steps_equals_autograd(backward_steps: int | None) -> None:
+    adaptation = Unrolled(SGD(lr=0.1), steps=3, backward_steps=backward_steps)
+    torch.testing.assert_close(meta_gradient(Conv4, adaptation), meta_gradient(Plain, adaptation))
+
+
+@pytest.mark.parametrize("adaptation", [Unrolled(), Implicit()], ids=["unrolled", "implicit"])
+def test_activations_go_when_the_meta_gradient_is_there(adaptation: Adaptation) -> None:
+    gc.collect()
+    gc.disable()  # what is held in a cycle would go some time, and fill memory until then
+    try:
+        meta_gradient(Conv4, adaptation)
+        assert not [o for o in gc.get_objects() if type(o) is FoldedPoint]
+    finally:
+        gc.enable()
 
 
 class Scaled(Conv4):

@@ -1,5 +1,6 @@
-"""Callbacks: CUDAGraphs for whoever wants it; the others are the command line's own."""
+"""Callbacks: Compiled and CUDAGraphs for whoever wants them; the others are the command line's own."""
 
+from imaml_lightning.callbacks.compiled import Compiled
 from imaml_lightning.callbacks.cuda_graphs import CUDAGraphs
 from imaml_lightning.callbacks.keep_last import KeepLast
 from imaml_lightning.callbacks.pictures import Pictures
@@ -8,4 +9,4 @@ from imaml_lightning.callbacks.progress_bar import ProgressBar
 from imaml_lightning.callbacks.record_run import RecordRun
 from imaml_lightning.callbacks.waiting import Waiting
 
-__all__ = ["CUDAGraphs", "KeepLast", "Pictures", "PlainProgress", "ProgressBar", "RecordRun", "Waiting"]
+__all__ = ["CUDAGraphs", "Compiled", "KeepLast", "Pictures", "PlainProgress", "ProgressBar", "RecordRun", "Waiting"]

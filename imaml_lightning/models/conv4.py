@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
@@ -64,12 +64,11 @@ class Conv4(BodyAndHead):
         self.strided, self.norm = strided, norm
 
     @property
-    def fold(self) -> Callable[[Sequence[Tensor], Tensor], FoldedConv4] | None:
-        """The network on many tasks at once, of parameters ``[task, *shape]`` in the module's order and images
-        ``[task, example, channel, height, width]``; None with group normalisation, for a subclass, whose layers may be
-        others, and where forward hooks wait to be called.
+    def fold(self) -> Callable[[Tensor], FoldedConv4] | None:
+        """The network on many tasks at once, of images ``[task, example, channel, height, width]``; None with group
+        normalisation, for a subclass, whose layers may be others, and where forward hooks wait to be called.
         """
         if type(self) is not Conv4 or self.norm == "group" or any(m._forward_hooks for m in self.modules()):
             return None
         eps = next((m.eps for m in self.modules() if isinstance(m, nn.BatchNorm2d)), None)
-        return lambda parameters, x: FoldedConv4(parameters, x, self.strided, eps)
+        return lambda x: FoldedConv4(x, self.strided, eps)

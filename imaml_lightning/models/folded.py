@@ -1,52 +1,67 @@
 """Conv4 on many tasks at once: tasks folded into channels, and its derivatives written out.
 
 ``torch.func.vmap`` copies activations between every two layers, and autograd's second derivatives compute gradients
-that nobody asked for. Here the tasks of a chunk are the groups of one grouped convolution from end to end, and J u, Jᵀ g
-and the change of Jᵀ g along u are passes of their own over what earlier passes have left behind.
+that nobody asked for. Here the tasks of a chunk are the groups of one grouped convolution, and J u, Jᵀ g and the change
+of Jᵀ g along u are passes of their own over what earlier passes have left behind. The first convolution, of one or three
+channels that stay the same from step to step, is a product of matrices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, conv2d, max_pool2d
+from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, pad
 
 _aten = torch.ops.aten
 
-#: A gradient where it was asked for, else None; who asks knows.
-_IfAsked = Any
+#: A gradient where there is one: none to images.
+_IfAny = Any
 
 
 class FoldedConv4:
-    """The network at one point: parameters of each task, and images.
+    """The network on given images.
 
     Args:
-        parameters: of each layer in the network's order, ``[task, *shape]``: weight, bias and, with batch
-            normalisation, its scale and shift for the four blocks; then weight and bias of the head.
         x: images ``[task, example, channel, height, width]``.
         strided: convolutions of stride 2 in place of max pooling.
         eps: of batch normalisation; None if there is none.
-
-    Attributes:
-        outputs: logits ``[task, example, way]``, which autograd can differentiate too.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], x: Tensor, strided: bool, eps: float | None) -> None:
-        tasks, examples = x.shape[:2]
+    def __init__(self, x: Tensor, strided: bool, eps: float | None) -> None:
+        self.patches, self.strided, self.eps = _Patches(x, 2 if strided else 1), strided, eps
+
+    def at(self, parameters: Sequence[Tensor]) -> FoldedPoint:
+        """The network at one point.
+
+        Args:
+            parameters: of each layer in the network's order, ``[task, *shape]``: weight, bias and, with batch
+                normalisation, its scale and shift for the four blocks; then weight and bias of the head.
+        """
+        return FoldedPoint(self.patches, self.strided, self.eps, parameters)
+
+
+class FoldedPoint:
+    """The network on given images at one point.
+
+    Attributes:
+        outputs: logits ``[task, example, way]``.
+    """
+
+    def __init__(self, patches: _Patches, strided: bool, eps: float | None, parameters: Sequence[Tensor]) -> None:
         self.per_block = 2 if eps is None else 4
         *body, self.weight, bias = parameters
-        y = x.transpose(0, 1).flatten(1, 2)
-        if x.device.type == "cpu":  # there pooling is ten times faster with channels last, and convolution no slower
-            y = y.contiguous(memory_format=torch.channels_last)
+        x: _Input = patches
         self.blocks: list[_Block] = []
         for block in self._by_block(body):
-            self.blocks.append(_Block(tasks, strided, eps, y, *_stacked(block, y)))
+            self.blocks.append(_Block(x, strided, eps, *block))
             y = self.blocks[-1].y
+            x = _Activations(y, len(bias), patches.stride)
         self.shape = y.shape
-        self.features = y.reshape(examples, tasks, -1).transpose(0, 1)
+        self.features = y.reshape(len(y), len(bias), -1).transpose(0, 1)
         self.outputs = torch.baddbmm(bias.unsqueeze(1), self.features, self.weight.mT)
 
     def tangent(self, u: Sequence[Tensor]) -> Tensor:
@@ -54,7 +69,7 @@ class FoldedConv4:
         *body, self.dweight, dbias = u
         dy: Tensor | None = None
         for block, du in zip(self.blocks, self._by_block(body), strict=True):
-            dy = block.tangent(dy, *_stacked(du, block.x))
+            dy = block.tangent(dy, *du)
         assert dy is not None
         self.dfeatures = dy.reshape(dy.shape[0], len(dbias), -1).transpose(0, 1)
         return torch.baddbmm(dbias.unsqueeze(1), self.features, self.dweight.mT) + self.dfeatures @ self.weight.mT
@@ -64,7 +79,7 @@ class FoldedConv4:
         head = [g.mT @ self.features, g.sum(1)]
         if keep:
             self.g = g
-        return self._walk_back(g @ self.weight, head, lambda block, gy, last: block.cotangent(gy, last, keep))
+        return self._walk_back(g @ self.weight, head, lambda block, gy: block.cotangent(gy, keep))
 
     def bend(self, dg: Tensor) -> list[Tensor]:
         """The change of Jᵀ g along u, when g changes by ``dg``: of the last ``cotangent`` kept, along the last ``tangent``.
@@ -78,85 +93,143 @@ class FoldedConv4:
     def _walk_back(self, gfeatures: Tensor, gradients: list[Tensor], step: _Step) -> list[Tensor]:
         gy = gfeatures.transpose(0, 1).reshape(self.shape)
         for block in reversed(self.blocks):
-            gy, parameters = step(block, gy, block is not self.blocks[0])
-            gradients = [p.unflatten(0, (len(gfeatures), -1)) for p in parameters] + gradients
+            gy, (kernels, *vectors) = step(block, gy)
+            gradients = [kernels, *(v.unflatten(0, (len(gfeatures), -1)) for v in vectors), *gradients]
         return gradients
 
     def _by_block(self, parameters: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         return [parameters[at : at + self.per_block] for at in range(0, len(parameters), self.per_block)]
 
 
-def _stacked(parameters: Sequence[Tensor], x: Tensor) -> list[Tensor]:
-    """Each ``[task, *shape]`` as ``[task x first, *rest]``; kernels in the memory format of ``x``, or convolution copies them."""
-    weight, *vectors = parameters
-    if x.device.type == "cpu":
-        weight = weight.permute(0, 1, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2)
-    else:
-        weight = weight.flatten(0, 1)
-    return [weight, *(v.flatten(0, 1) for v in vectors)]
+class _Patches:
+    """Images, each 3 x 3 patch of them the row of a matrix ``[task, patch, value]`` that ends in a 1 for the bias."""
+
+    def __init__(self, x: Tensor, stride: int) -> None:
+        self.stride, self.examples = stride, x.shape[1]
+        windows = pad(x, (1, 1, 1, 1)).unfold(3, 3, stride).unfold(4, 3, stride)
+        *_, self.height, self.width, _, _ = windows.shape  # [task, example, channel, height, width, 3, 3]
+        rows = windows.permute(0, 1, 3, 4, 2, 5, 6).reshape(len(x), -1, 9 * x.shape[2])
+        self.rows = pad(rows, (0, 1), value=1)
+
+    def stacked(self, kernels: Tensor) -> Tensor:
+        """Kernels ``[task, filter, channel, 3, 3]`` as the other methods want them."""
+        return kernels.flatten(2)
+
+    def convolve(self, kernels: Tensor, bias: Tensor) -> Tensor:
+        """The convolution, ``[example, task x filter, height, width]``."""
+        tasks, filters = bias.shape
+        y = self.rows.new_empty(self.rows.shape[1], tasks, filters)
+        torch.bmm(self.rows, torch.cat([kernels, bias.unsqueeze(2)], 2).mT, out=y.transpose(0, 1))
+        images = y.view(self.examples, self.height, self.width, -1).permute(0, 3, 1, 2)
+        return images if y.device.type == "cpu" else images.contiguous()
+
+    def to_kernels(self, g: Tensor) -> Tensor:
+        """The gradient to the kernels from that to the convolution."""
+        rows = g.permute(0, 2, 3, 1).unflatten(3, (len(self.rows), -1)).flatten(0, 2).transpose(0, 1)
+        return torch.bmm(rows.mT, self.rows)[:, :, :-1].unflatten(2, (-1, 3, 3))
+
+
+class _Activations:
+    """What a block gives to the next one, ``[example, task x channel, height, width]``."""
+
+    def __init__(self, x: Tensor, tasks: int, stride: int) -> None:
+        self.x, self.tasks, self.stride = x, tasks, stride
+
+    def convolve(self, kernels: Tensor, bias: Tensor | None) -> Tensor:
+        flat = None if bias is None else bias.flatten()
+        return conv2d(self.x, kernels, flat, self.stride, padding=1, groups=self.tasks)
+
+    def to_kernels(self, g: Tensor) -> Tensor:
+        """The gradient to the kernels from that to the convolution."""
+        shape = self.x.new_empty(()).expand(g.shape[1], self.x.shape[1] // self.tasks, 3, 3)
+        return self._backward(g, shape, [False, True, False])[1].unflatten(0, (self.tasks, -1))
+
+    def to_input(self, g: Tensor, kernels: Tensor) -> Tensor:
+        """The gradient to the input from that to the convolution."""
+        return self._backward(g, kernels, [True, False, False])[0]
+
+    def _backward(self, g: Tensor, kernels: Tensor, mask: list[bool]) -> tuple[_IfAny, _IfAny, None]:
+        stride = [self.stride] * 2
+        return _aten.convolution_backward(
+            g, self.x, kernels, None, stride, [1, 1], [1, 1], False, [0, 0], self.tasks, mask
+        )
+
+    def stacked(self, kernels: Tensor) -> Tensor:
+        """``[task, filter, channel, 3, 3]`` as ``[task x filter, channel, 3, 3]``, in the memory format of x, or convolution copies it."""
+        if self.x.device.type != "cpu":
+            return kernels.flatten(0, 1)
+        return kernels.permute(0, 1, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2)
+
+
+#: What a convolution is applied to.
+_Input = _Patches | _Activations
 
 
 class _Block:
-    """Convolution, max pooling unless strided, ReLU, batch normalisation; x ``[example, task x channel, height, width]``.
+    """Convolution, max pooling unless strided, ReLU, batch normalisation.
 
-    Parameters and their directions and gradients are those of all tasks, one after the other along the first axis.
+    Kernels are ``[task, filter, channel, 3, 3]``, the other parameters ``[task, filter]``; all else has the tasks one after
+    the other in its channels.
     """
 
     def __init__(
-        self, tasks: int, strided: bool, eps: float | None, x: Tensor, weight: Tensor, bias: Tensor, *affine: Tensor
+        self, inputs: _Input, strided: bool, eps: float | None, kernels: Tensor, bias: Tensor, *affine: Tensor
     ) -> None:
-        self.tasks, self.strided, self.eps = tasks, strided, eps
-        self.x, self.weight = x, weight
-        self.convolved = self._convolution(x, weight, bias)
+        self.inputs, self.strided, self.eps = inputs, strided, eps
+        self.kernels = inputs.stacked(kernels)
+        self.convolved = inputs.convolve(self.kernels, bias)
         pooled = self.convolved
         if not strided:
             pooled, self.chosen = max_pool2d(self.convolved, 2, return_indices=True)
         self.activated = self.y = pooled.relu()
         if eps is not None:
-            self.scale = affine[0]
-            self.y, self.mean, self.rstd = self._norm(*affine)
+            self.scale, shift = (v.flatten() for v in affine)
+            self.y, self.mean, self.rstd = self._norm(self.scale, shift)
 
-    def tangent(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor, *daffine: Tensor) -> Tensor:
+    def tangent(self, dx: Tensor | None, dkernels: Tensor, dbias: Tensor, *daffine: Tensor) -> Tensor:
         """The change of y with the input (None: an image, which does not change) and the parameters."""
-        self.dx, self.dweight = dx, dweight
-        dy = self._convolution(self.x, dweight, dbias)
-        if dx is not None:
-            dy += self._convolution(dx, self.weight, None)
-        active = (self.activated > 0).to(dy.dtype)
-        # The mean over a square that has one pixel left is a quarter of this pixel.
-        dy = dy * active if self.strided else avg_pool2d(dy * self._unpooled(4 * active), 2)
+        self.dkernels = self.inputs.stacked(dkernels)
+        dy = self.inputs.convolve(self.dkernels, dbias)
+        if isinstance(self.inputs, _Activations):
+            assert dx is not None
+            self.dinputs = _Activations(dx, self.inputs.tasks, self.inputs.stride)
+            dy += self.dinputs.convolve(self.kernels, None)
+        dy *= self._passes
+        if not self.strided:
+            dy = avg_pool2d(dy, 2)
         if self.eps is None:
             return dy
         # With x̂ the normalised input: the Jacobian ∂x̂/∂input is symmetric, so its transpose gives the change of x̂.
         self.dnormal, self.along, _ = self._norm_backward(dy, None)
-        self.dscale = daffine[0]
-        return _each(self.scale) * self.dnormal + self._norm(*daffine)[0]
+        self.dscale, dshift = (v.flatten() for v in daffine)
+        return _each(self.scale) * self.dnormal + self._norm(self.dscale, dshift)[0]
 
-    def cotangent(self, g: Tensor, to_input: bool, keep: bool) -> tuple[_IfAsked, list[Tensor]]:
-        """Gradients to the input, if asked for, and to the parameters."""
+    def cotangent(self, g: Tensor, keep: bool) -> tuple[_IfAny, list[Tensor]]:
+        """Gradients to the input and to the parameters."""
         affine: list[Tensor] = []
         if self.eps is not None:
             if keep:
                 self.g_y = g
             g, *affine = self._norm_backward(g, self.scale)
-        g = self._through_activation(g)
+        g, bias = self._through_activation(g)
         if keep:
             self.g_convolved = g
-        gx, *convolution = self._convolution_backward(g, self.x, self.weight, [to_input, True, True])
-        return gx, convolution + affine
+        return self._to_input(g), [self.inputs.to_kernels(g), bias, *affine]
 
-    def bend(self, dg: Tensor, to_input: bool) -> tuple[_IfAsked, list[Tensor]]:
+    def bend(self, dg: Tensor) -> tuple[_IfAny, list[Tensor]]:
         """The changes of what ``cotangent`` gave."""
         affine: list[Tensor] = []
         if self.eps is not None:
             dg, *affine = self._norm_bend(dg)
-        dg = self._through_activation(dg)
-        gx, gweight, gbias = self._convolution_backward(dg, self.x, self.weight, [to_input, True, True])
-        if to_input:
-            assert self.dx is not None
-            more = self._convolution_backward(self.g_convolved, self.dx, self.dweight, [True, True, False])
-            gx, gweight = gx + more[0], gweight + more[1]
-        return gx, [gweight, gbias, *affine]
+        dg, bias = self._through_activation(dg)
+        gx, kernels = self._to_input(dg), self.inputs.to_kernels(dg)
+        if isinstance(self.inputs, _Activations):
+            gx += self.inputs.to_input(self.g_convolved, self.dkernels)
+            kernels += self.dinputs.to_kernels(self.g_convolved)
+        return gx, [kernels, bias, *affine]
+
+    def _to_input(self, g: Tensor) -> _IfAny:
+        return self.inputs.to_input(g, self.kernels) if isinstance(self.inputs, _Activations) else None
 
     def _norm_bend(self, dg: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The changes of the gradients that normalisation gives, to its input, scale and shift.
@@ -173,23 +246,16 @@ class _Block:
         )
         return _each(self.scale) * db + _each(self.dscale) * b, dscale + bent, dshift
 
-    @property
-    def stride(self) -> int:
-        return 2 if self.strided else 1
+    @cached_property
+    def _passes(self) -> Tensor:
+        """What of a change of the convolution reaches the activation, before the mean over squares that have one pixel left."""
+        active = (self.activated > 0).to(self.activated.dtype)
+        return active if self.strided else self._unpooled(4 * active)
 
-    def _convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return conv2d(x, weight, bias, self.stride, padding=1, groups=self.tasks)
-
-    def _convolution_backward(
-        self, g: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
-    ) -> tuple[_IfAsked, Tensor, _IfAsked]:
-        return _aten.convolution_backward(
-            g, x, weight, [weight.shape[0]], [self.stride] * 2, [1, 1], [1, 1], False, [0, 0], self.tasks, mask
-        )
-
-    def _through_activation(self, g: Tensor) -> Tensor:
+    def _through_activation(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients to the convolution and to its bias."""
         g = _aten.threshold_backward(g, self.activated, 0)
-        return g if self.strided else self._unpooled(g)
+        return g if self.strided else self._unpooled(g), _channel_sum(g)
 
     def _unpooled(self, g: Tensor) -> Tensor:
         """Each value of ``g`` at the pixel that max pooling chose, 0 elsewhere."""
@@ -207,8 +273,8 @@ class _Block:
         )
 
 
-#: How a gradient goes back through a block: also to its input?
-_Step = Callable[[_Block, Tensor, bool], tuple[_IfAsked, list[Tensor]]]
+#: How a gradient goes back through a block.
+_Step = Callable[[_Block, Tensor], tuple[_IfAny, list[Tensor]]]
 
 
 def _each(channels: Tensor) -> Tensor:
