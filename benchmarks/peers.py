@@ -5,15 +5,17 @@
 iMAML takes 16 (5-way) or 25 (20-way) steps of descent and exactly 5 conjugate gradient steps; MAML 5 steps. All contenders are
 timed in turn, and each figure is the median of its repeats. Every row says how far its meta-gradient is from ours. What
 is not installed is left out; ``make bench-peers`` brings what the registry has into an environment of its own: TorchOpt
-(implicit) and higher (unrolled). learn2learn does not build on Python 3.11 and newer; hypertorch, GBML and the
-authors' code are no packages. Writes benchmarks/results/peers.csv.
+(implicit), higher and learn2learn (unrolled; its part for data does not build on Python 3.11 and newer, so its MAML is
+taken without). hypertorch, GBML and the authors' code are no packages. Writes benchmarks/results/peers.csv.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import sys
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from _common import publish, save
@@ -30,7 +32,7 @@ from imaml_lightning.inner import GradientDescent
 from imaml_lightning.optimizers import SGD
 
 MAML_STEPS = 5
-PEERS = ("TorchOpt", "higher")
+PEERS = ("TorchOpt", "higher", "learn2learn")
 
 MetaStep = Callable[[], Tensor]  # the meta-gradient, the sum over tasks, as one vector
 
@@ -101,6 +103,29 @@ def higher_maml(network: nn.Module, episode: Episode, steps: int) -> MetaStep:
     return meta_step
 
 
+def learn2learn_maml(network: nn.Module, episode: Episode, steps: int) -> MetaStep:
+    """learn2learn's ``MAML``, task by task as in its own example."""
+    for name in ("learn2learn", "learn2learn.algorithms"):  # without what these packages import when they start
+        found = importlib.util.find_spec(name)
+        package = ModuleType(name)
+        package.__path__ = list(found.submodule_search_locations)
+        sys.modules[name] = package
+    from learn2learn.algorithms.maml import MAML
+
+    def meta_step() -> Tensor:
+        network.zero_grad()
+        maml = MAML(network, lr=LR)
+        for task in episode.chunks(1):
+            support, query = (Examples(part.x[0], part.y[0]) for part in task)
+            learner = maml.clone()
+            for _ in range(steps):
+                learner.adapt(cross_entropy(learner(support.x), support.y))
+            cross_entropy(learner(query.x), query.y).backward()
+        return torch.cat([p.grad.flatten() for p in network.parameters()])
+
+    return meta_step
+
+
 def contenders(network: nn.Module, episode: Episode, setting: Setting) -> dict[str, tuple[str, MetaStep]]:
     """By name: the contender whose meta-gradient it should have, and its meta-step. Ours come first."""
     steps = setting.inner_steps
@@ -117,6 +142,8 @@ def contenders(network: nn.Module, episode: Episode, setting: Setting) -> dict[s
         table[f"TorchOpt, {steps} steps, Hessian"] = hessian, torchopt_implicit(network, episode, steps)
     if importlib.util.find_spec("higher"):
         table[f"higher, {MAML_STEPS} steps"] = unrolled, higher_maml(network, episode, MAML_STEPS)
+    if importlib.util.find_spec("learn2learn"):
+        table[f"learn2learn, {MAML_STEPS} steps"] = unrolled, learn2learn_maml(network, episode, MAML_STEPS)
     return table
 
 
