@@ -39,6 +39,10 @@ bench-peers: requirements.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet -r requirements.txt torchopt higher easyfsl
 	.venv-peers/bin/python -m pip install --quiet --no-deps torchmeta==1.8.0
+	# learn2learn's data part does not compile on Python 3.11 and newer; its algorithms are Python alone.
+	.venv-peers/bin/python -m pip download --quiet --no-deps --no-binary :all: --dest .venv-peers/sources learn2learn==0.2.0
+	tar -C $$(.venv-peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	    -xzf .venv-peers/sources/learn2learn-0.2.0.tar.gz --strip-components=1 learn2learn-0.2.0/learn2learn
 	PYTHONPATH=. .venv-peers/bin/python benchmarks/peers.py $(ARGS)
 	PYTHONPATH=. .venv-peers/bin/python benchmarks/sampling.py --omniglot $${IMAML_OMNIGLOT_ROOT:-data}
 

@@ -21,6 +21,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from imaml_lightning import Episode, InnerObjective, MetaLearner
+from imaml_lightning.cli.freed_memory import keep_freed_memory
 
 
 def measure(setting: Setting, chosen: argparse.Namespace) -> dict[str, object]:
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=8, help="tasks solved together")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    keep_freed_memory()
     warnings.filterwarnings("ignore", message=".*num_workers")
     rows = [measure(SETTINGS[name], chosen) for name in chosen.settings]
     publish("meta_step", rows)

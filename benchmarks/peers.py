@@ -3,10 +3,11 @@
     python benchmarks/peers.py [--settings 5w1s 20w1s] [--query 1] [--repeats 3] [--device cuda]
 
 iMAML takes 16 (5-way) or 25 (20-way) steps of descent and exactly 5 conjugate gradient steps; MAML 5 steps. All contenders are
-timed in turn, and each figure is the median of its repeats. Every row says how far its meta-gradient is from ours. What
-is not installed is left out; ``make bench-peers`` brings what the registry has into an environment of its own: TorchOpt
-(implicit), higher and learn2learn (unrolled; its part for data does not build on Python 3.11 and newer, so its MAML is
-taken without). hypertorch, GBML and the authors' code are no packages. Writes benchmarks/results/peers.csv.
+timed in turn, with freed memory kept as our command line keeps it, and each figure is the median of its repeats. Every row
+says how far its meta-gradient is from ours. What is not installed is left out; ``make bench-peers`` brings what the
+registry has into an environment of its own: TorchOpt (implicit), higher and learn2learn (unrolled; its part for data does
+not build on Python 3.11 and newer, so its MAML is taken without). hypertorch, GBML and the authors' code are no packages.
+Writes benchmarks/results/peers.csv and .md and docs/peers.png.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch.nn.functional import cross_entropy
 
 from imaml_lightning import Episode, Examples, FirstOrder, MetaLearner, ProximalTerm
 from imaml_lightning.adaptation import Adaptation, Unrolled
+from imaml_lightning.cli.freed_memory import keep_freed_memory
 from imaml_lightning.curvature import Hessian
 from imaml_lightning.inner import GradientDescent
 from imaml_lightning.optimizers import SGD
@@ -105,11 +107,6 @@ def higher_maml(network: nn.Module, episode: Episode, steps: int) -> MetaStep:
 
 def learn2learn_maml(network: nn.Module, episode: Episode, steps: int) -> MetaStep:
     """learn2learn's ``MAML``, task by task as in its own example."""
-    for name in ("learn2learn", "learn2learn.algorithms"):  # without what these packages import when they start
-        found = importlib.util.find_spec(name)
-        package = ModuleType(name)
-        package.__path__ = list(found.submodule_search_locations)
-        sys.modules[name] = package
     from learn2learn.algorithms.maml import MAML
 
     def meta_step() -> Tensor:
@@ -124,6 +121,19 @@ def learn2learn_maml(network: nn.Module, episode: Episode, steps: int) -> MetaSt
         return torch.cat([p.grad.flatten() for p in network.parameters()])
 
     return meta_step
+
+
+def find_learn2learn() -> bool:
+    """Whether it is there; if so, it can be imported afterwards without what its packages import when they start."""
+    names = ("learn2learn", "learn2learn.algorithms")
+    if names[0] not in sys.modules:
+        if not importlib.util.find_spec(names[0]):
+            return False
+        for name in names:
+            package = ModuleType(name)
+            package.__path__ = list(importlib.util.find_spec(name).submodule_search_locations)
+            sys.modules[name] = package
+    return True
 
 
 def contenders(network: nn.Module, episode: Episode, setting: Setting) -> dict[str, tuple[str, MetaStep]]:
@@ -142,7 +152,7 @@ def contenders(network: nn.Module, episode: Episode, setting: Setting) -> dict[s
         table[f"TorchOpt, {steps} steps, Hessian"] = hessian, torchopt_implicit(network, episode, steps)
     if importlib.util.find_spec("higher"):
         table[f"higher, {MAML_STEPS} steps"] = unrolled, higher_maml(network, episode, MAML_STEPS)
-    if importlib.util.find_spec("learn2learn"):
+    if find_learn2learn():
         table[f"learn2learn, {MAML_STEPS} steps"] = unrolled, learn2learn_maml(network, episode, MAML_STEPS)
     return table
 
@@ -188,6 +198,7 @@ def main() -> None:
     parser.set_defaults(query=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    keep_freed_memory()
     rows: list[dict[str, object]] = []
     for name in chosen.settings:
         rows += measure(SETTINGS[name], chosen)

@@ -13,6 +13,7 @@ from _common import publish
 from _speed import SETTINGS, in_turn, options
 
 from imaml_lightning import MetaLearner
+from imaml_lightning.cli.freed_memory import keep_freed_memory
 from imaml_lightning.meta_learner import CPU_CHUNK
 
 
@@ -21,6 +22,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 4, 16, 64, 256], help="tasks of a meta-step")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    keep_freed_memory()
     rows = []
     for setting in (SETTINGS[name] for name in chosen.settings):
         torch.manual_seed(0)
