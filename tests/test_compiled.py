@@ -13,6 +13,7 @@ from imaml_lightning import Episode, Implicit, MetaLearner, Unrolled
 from imaml_lightning.callbacks import Compiled
 from imaml_lightning.compiled import CompiledDerivatives
 from imaml_lightning.curvature import GaussNewton, Hessian
+from imaml_lightning.errors import UsageError
 from imaml_lightning.models import Conv4
 
 quiet = pytest.mark.filterwarnings(
@@ -124,3 +125,8 @@ def test_what_cannot_be_compiled_is_said_and_training_goes_on() -> None:
 def test_where_it_is_no_gain_it_says_why(learner, why: str) -> None:
     with pytest.warns(UserWarning, match=f"nothing is compiled, because {why}"):
         fit(learner().double(), images(), Compiled())
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(UsageError, match="has no backend inductr: use inductor"):
+        Compiled("inductr")

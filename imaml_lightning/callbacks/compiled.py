@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from imaml_lightning.compiled import CompiledDerivatives
+from imaml_lightning.errors import UsageError
 from imaml_lightning.meta_learner import MetaLearner
 
 
@@ -18,9 +20,14 @@ class Compiled(Callback):
 
     Args:
         backend: of ``torch.compile``.
+
+    Raises:
+        UsageError: if there is no such backend.
     """
 
     def __init__(self, backend: str = "inductor") -> None:
+        if isinstance(backend, str) and backend not in torch.compiler.list_backends(exclude_tags=()):
+            raise UsageError(f"torch.compile has no backend {backend}: use inductor, or leave it out")
         self.backend = backend
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
