@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from tiny_learners import Temperature, images, points, smooth_conv, smooth_mlp
+from tiny_learners import Temperature, gradients, images, points, smooth_conv, smooth_mlp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -31,12 +31,6 @@ def fresh() -> None:
     torch._dynamo.reset()
 
 
-def meta_gradient(learner: MetaLearner, episode: Episode) -> dict[str, Tensor]:
-    learner.zero_grad()
-    learner.learn(episode, episode.tasks, log_now=False)
-    return {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
-
-
 @pytest.mark.parametrize(("backend", "padded"), [("inductor", False), ("eager", False), ("eager", True)])
 def test_regression_equals_the_ordinary_route(backend: str, padded: bool) -> None:
     """``eager`` runs the graph as it is, without the seconds that a compiler takes behind it."""
@@ -44,20 +38,18 @@ def test_regression_equals_the_ordinary_route(backend: str, padded: bool) -> Non
     if padded:
         episode.support.y[0, -1] = torch.nan
     learner = MetaLearner(smooth_mlp(), Implicit(curvature=Hessian()), criterion=nn.MSELoss()).double()
-    learner.manual_backward = Tensor.backward
-    expected = meta_gradient(learner, episode)
+    expected = gradients(learner, episode)
     learner.derivatives = CompiledDerivatives(learner.flat, learner.criterion, backend)
-    torch.testing.assert_close(meta_gradient(learner, episode), expected)
+    torch.testing.assert_close(gradients(learner, episode), expected)
     assert not learner.derivatives.failed
 
 
 @pytest.mark.parametrize("adaptation", [Implicit(curvature=GaussNewton()), Unrolled(steps=2)], ids=["implicit", "maml"])
 def test_classification_equals_the_ordinary_route(adaptation) -> None:
     learner = MetaLearner(smooth_conv(), adaptation).double()
-    learner.manual_backward = Tensor.backward
-    expected = meta_gradient(learner, images())
+    expected = gradients(learner, images())
     learner.derivatives = CompiledDerivatives(learner.flat, learner.criterion, "eager")
-    torch.testing.assert_close(meta_gradient(learner, images()), expected)
+    torch.testing.assert_close(gradients(learner, images()), expected)
     assert not learner.derivatives.failed
 
 

@@ -4,6 +4,7 @@ import gc
 
 import pytest
 import torch
+from tiny_learners import gradients
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
@@ -100,9 +101,7 @@ def meta_gradient(network: type[Conv4], adaptation: Adaptation) -> dict[str, Ten
     torch.manual_seed(1)
     learner = MetaLearner(network(way=WAY, size=16, filters=4, zero_head=False), adaptation).double()
     part = Examples(torch.randn(TASKS, EXAMPLES, 1, 16, 16).double(), torch.arange(EXAMPLES).expand(TASKS, -1) % WAY)
-    episode = Episode(part, part)
-    learner.judge(learner.adapted(episode.support).phi, episode.query)["loss"].sum().backward()
-    return {name: p.grad for name, p in learner.network.named_parameters()}
+    return gradients(learner, Episode(part, part))
 
 
 @pytest.mark.parametrize("backward_steps", [None, 2])
