@@ -20,7 +20,7 @@ from imaml_lightning import (
 )
 from imaml_lightning.adaptation import Adaptation
 from imaml_lightning.curvature import GaussNewton, Hessian
-from imaml_lightning.models import Conv4
+from imaml_lightning.models import Conv4, fused
 from imaml_lightning.models.folded import FoldedPoint
 from imaml_lightning.optimizers import SGD
 
@@ -33,6 +33,14 @@ NETWORKS = {
     "bare_strided": {"size": 9, "norm": "none", "downsample": "stride"},
     "colour": {"size": 16, "channels": 3},
 }
+
+
+@pytest.fixture(params=["loops", "operations"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU, by strips and in loops, and as elsewhere."""
+    if request.param == "operations":
+        monkeypatch.setattr(fused, "on_cpu", lambda x: False)
+    monkeypatch.setattr("imaml_lightning.models.folded.IN_CACHE", 2**13)  # of small images several strips as well
 
 
 def folded(options: dict) -> tuple[FlatNetwork, Tensor, Tensor]:

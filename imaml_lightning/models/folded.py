@@ -2,24 +2,31 @@
 
 ``torch.func.vmap`` copies activations between every two layers, and autograd's second derivatives compute gradients
 that nobody asked for. Here the tasks of a chunk are the groups of one grouped convolution, and J u, Jᵀ g and the change
-of Jᵀ g along u are passes of their own over what earlier passes have left behind. The first convolution, of one or three
-channels that stay the same from step to step, is a product of matrices.
+of Jᵀ g along u are walks over the layers, each of which has its own three derivatives and what earlier walks have left
+behind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, pad
+from torch.nn.functional import conv2d, pad
+
+from imaml_lightning.models import fused
+from imaml_lightning.models.fused import Mixture, ReLU, channel_sums, max_pool_relu
 
 _aten = torch.ops.aten
 
-#: A gradient where there is one: none to images.
-_IfAny = Any
+#: Bytes of the first convolution's output at a time, for each core: few enough to stay in its cache, enough to be worth a call.
+IN_CACHE = 2**21
+
+#: The gradient to a layer's input (None: to images), and those to its two parameters, or their changes.
+_Gradients = tuple[Any, Tensor, Tensor]
 
 
 class FoldedConv4:
@@ -32,16 +39,21 @@ class FoldedConv4:
     """
 
     def __init__(self, x: Tensor, strided: bool, eps: float | None) -> None:
-        self.patches, self.strided, self.eps = _Patches(x, 2 if strided else 1), strided, eps
+        self.patches, self.strided, self.eps = _Patches(x, strided), strided, eps
 
     def at(self, parameters: Sequence[Tensor]) -> FoldedPoint:
         """The network at one point.
 
         Args:
-            parameters: of each layer in the network's order, ``[task, *shape]``: weight, bias and, with batch
-                normalisation, its scale and shift for the four blocks; then weight and bias of the head.
+            parameters: of each layer in the network's order, ``[task, *shape]``: weight and bias of a convolution and,
+                with batch normalisation, its scale and shift, for the four blocks; then weight and bias of the head.
         """
-        return FoldedPoint(self.patches, self.strided, self.eps, parameters)
+        kinds: list[Callable[..., _Layer]] = []
+        for block in range(4):
+            kinds.append(partial(_Convolution, strided=self.strided) if block else self.patches.convolution)
+            if self.eps is not None:
+                kinds.append(partial(_BatchNorm, eps=self.eps))
+        return FoldedPoint([*kinds, _Linear], parameters)
 
 
 class FoldedPoint:
@@ -51,35 +63,24 @@ class FoldedPoint:
         outputs: logits ``[task, example, way]``.
     """
 
-    def __init__(self, patches: _Patches, strided: bool, eps: float | None, parameters: Sequence[Tensor]) -> None:
-        self.per_block = 2 if eps is None else 4
-        *body, self.weight, bias = parameters
-        x: _Input = patches
-        self.blocks: list[_Block] = []
-        for block in self._by_block(body):
-            self.blocks.append(_Block(x, strided, eps, *block))
-            y = self.blocks[-1].y
-            x = _Activations(y, len(bias), patches.stride)
-        self.shape = y.shape
-        self.features = y.reshape(len(y), len(bias), -1).transpose(0, 1)
-        self.outputs = torch.baddbmm(bias.unsqueeze(1), self.features, self.weight.mT)
+    def __init__(self, kinds: Sequence[Callable[..., _Layer]], parameters: Sequence[Tensor]) -> None:
+        self.layers: list[_Layer] = []
+        x: Tensor | None = None
+        for kind, weight, bias in zip(kinds, parameters[::2], parameters[1::2], strict=True):
+            self.layers.append(kind(x, weight, bias))
+            x = self.layers[-1].y
+        self.outputs = self.layers[-1].y
 
     def tangent(self, u: Sequence[Tensor]) -> Tensor:
         """J u ``[task, example, way]`` for a direction ``u`` shaped as the parameters."""
-        *body, self.dweight, dbias = u
-        dy: Tensor | None = None
-        for block, du in zip(self.blocks, self._by_block(body), strict=True):
-            dy = block.tangent(dy, *du)
-        assert dy is not None
-        self.dfeatures = dy.reshape(dy.shape[0], len(dbias), -1).transpose(0, 1)
-        return torch.baddbmm(dbias.unsqueeze(1), self.features, self.dweight.mT) + self.dfeatures @ self.weight.mT
+        dy: Any = None
+        for layer, dweight, dbias in zip(self.layers, u[::2], u[1::2], strict=True):
+            dy = layer.tangent(dy, dweight, dbias)
+        return dy
 
     def cotangent(self, g: Tensor, keep: bool = False) -> list[Tensor]:
         """Jᵀ g, shaped as the parameters, for ``g [task, example, way]``; ``keep`` it for ``bend``."""
-        head = [g.mT @ self.features, g.sum(1)]
-        if keep:
-            self.g = g
-        return self._walk_back(g @ self.weight, head, lambda block, gy: block.cotangent(gy, keep))
+        return self._walk_back(g, lambda layer, gy: layer.cotangent(gy, keep))
 
     def bend(self, dg: Tensor) -> list[Tensor]:
         """The change of Jᵀ g along u, when g changes by ``dg``: of the last ``cotangent`` kept, along the last ``tangent``.
@@ -87,200 +88,278 @@ class FoldedPoint:
         With g = ∂ℓ/∂z and dg = ∇²ℓ J u this is a product with the Hessian. Source: Pearlmutter (1994), "Fast exact
         multiplication by the Hessian".
         """
-        head = [dg.mT @ self.features + self.g.mT @ self.dfeatures, dg.sum(1)]
-        return self._walk_back(dg @ self.weight + self.g @ self.dweight, head, _Block.bend)
+        return self._walk_back(dg, lambda layer, gy: layer.bend(gy))
 
-    def _walk_back(self, gfeatures: Tensor, gradients: list[Tensor], step: _Step) -> list[Tensor]:
-        gy = gfeatures.transpose(0, 1).reshape(self.shape)
-        for block in reversed(self.blocks):
-            gy, (kernels, *vectors) = step(block, gy)
-            gradients = [kernels, *(v.unflatten(0, (len(gfeatures), -1)) for v in vectors), *gradients]
+    def _walk_back(self, gy: Tensor, step: Callable[[_Layer, Tensor], _Gradients]) -> list[Tensor]:
+        gradients: list[Tensor] = []
+        for layer in reversed(self.layers):
+            gy, *of_layer = step(layer, gy)
+            gradients[:0] = of_layer
         return gradients
 
-    def _by_block(self, parameters: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-        return [parameters[at : at + self.per_block] for at in range(0, len(parameters), self.per_block)]
+
+class _Layer(ABC):
+    """A layer at one point, with its derivatives in its input x and its two parameters.
+
+    Between layers there are ``[example, task x channel, height, width]``; parameters are ``[task, *shape]``.
+
+    Attributes:
+        y: its output.
+    """
+
+    y: Tensor
+
+    @abstractmethod
+    def tangent(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor) -> Tensor:
+        """The change of y with x (None: images, which do not change) and the parameters."""
+
+    @abstractmethod
+    def cotangent(self, g: Tensor, keep: bool) -> _Gradients:
+        """The gradients to x and the parameters from that to y."""
+
+    @abstractmethod
+    def bend(self, dg: Tensor) -> _Gradients:
+        """The changes of the gradients that the last ``cotangent`` kept gave, along the last ``tangent``."""
 
 
 class _Patches:
-    """Images, each 3 x 3 patch of them the row of a matrix ``[task, patch, value]`` that ends in a 1 for the bias."""
+    """Images as a matrix ``[task, patch, value]``: a row for each 3 x 3 patch, which ends in a 1 for the bias.
 
-    def __init__(self, x: Tensor, stride: int) -> None:
-        self.stride, self.examples = stride, x.shape[1]
+    The first convolution, whose images stay from step to step, is a product with it. Its output is the largest of all
+    activations, so on a CPU it never exists as a whole: it is computed and pooled by strips, a strip being those rows
+    of pixels that become one row of y.
+
+    Attributes:
+        shape: of y, ``[example, height, width]``.
+    """
+
+    def __init__(self, x: Tensor, strided: bool) -> None:
+        stride, self.strided = (2 if strided else 1), strided
         windows = pad(x, (1, 1, 1, 1)).unfold(3, 3, stride).unfold(4, 3, stride)
-        *_, self.height, self.width, _, _ = windows.shape  # [task, example, channel, height, width, 3, 3]
-        rows = windows.permute(0, 1, 3, 4, 2, 5, 6).reshape(len(x), -1, 9 * x.shape[2])
-        self.rows = pad(rows, (0, 1), value=1)
+        self.pooling = 1 if strided else 2
+        height, width = (length // self.pooling for length in windows.shape[3:5])
+        self.shape = x.shape[1], height, width
+        self.strip = (1 if fused.on_cpu(x) else height), width
+        windows = windows[:, :, :, : height * self.pooling, : width * self.pooling]  # what pooling looks at
+        self.rows = pad(windows.permute(0, 1, 3, 4, 2, 5, 6).reshape(len(x), -1, 9 * x.shape[2]), (0, 1), value=1)
 
-    def stacked(self, kernels: Tensor) -> Tensor:
-        """Kernels ``[task, filter, channel, 3, 3]`` as the other methods want them."""
-        return kernels.flatten(2)
+    def convolution(self, _: None, kernels: Tensor, bias: Tensor) -> _FirstConvolution:
+        """The layer with these parameters."""
+        return _FirstConvolution(self, kernels, bias)
 
-    def convolve(self, kernels: Tensor, bias: Tensor) -> Tensor:
-        """The convolution, ``[example, task x filter, height, width]``."""
-        tasks, filters = bias.shape
-        y = self.rows.new_empty(self.rows.shape[1], tasks, filters)
-        torch.bmm(self.rows, torch.cat([kernels, bias.unsqueeze(2)], 2).mT, out=y.transpose(0, 1))
-        images = y.view(self.examples, self.height, self.width, -1).permute(0, 3, 1, 2)
-        return images if y.device.type == "cpu" else images.contiguous()
+    def strips(self, images: Tensor) -> Tensor:
+        """Images the size of y, by strips ``[strip, channel, height, width]``."""
+        return _channels_first(_channels_last(images).reshape(-1, *self.strip, images.shape[1]))
 
-    def to_kernels(self, g: Tensor) -> Tensor:
-        """The gradient to the kernels from that to the convolution."""
-        rows = g.permute(0, 2, 3, 1).unflatten(3, (len(self.rows), -1)).flatten(0, 2).transpose(0, 1)
-        return torch.bmm(rows.mT, self.rows)[:, :, :-1].unflatten(2, (-1, 3, 3))
+    def parts(self, channels: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Some strips at a time: which ones, their patches, and room for their convolution."""
+        height, width = (length * self.pooling for length in self.strip)
+        strips = self.rows.shape[1] // (height * width)
+        size = strips
+        if fused.on_cpu(self.rows):
+            fit = IN_CACHE // (height * width * channels * self.rows.element_size())
+            size = min(strips, max(1, fit) * torch.get_num_threads())
+        room = _channels_first(self.rows.new_empty(size, height, width, channels))
+        start = 0
+        for rows in self.rows.split(size * height * width, dim=1):
+            stop = min(start + size, strips)
+            yield slice(start, stop), rows, room[: stop - start]
+            start = stop
 
 
-class _Activations:
-    """What a block gives to the next one, ``[example, task x channel, height, width]``."""
+class _FirstConvolution(_Layer):
+    """Convolution of images with kernels ``[task, filter, channel, 3, 3]``, pooling unless strided, ReLU."""
 
-    def __init__(self, x: Tensor, tasks: int, stride: int) -> None:
-        self.x, self.tasks, self.stride = x, tasks, stride
+    def __init__(self, patches: _Patches, kernels: Tensor, bias: Tensor) -> None:
+        self.patches, self.tasks, self.channels = patches, len(bias), bias.numel()
+        self.y = self._new_y()
+        self.activation = (ReLU if patches.strided else max_pool_relu)(patches.strips(self.y))
+        for part, convolved in self._convolved(kernels, bias):
+            self.activation.forward(convolved, part)
 
-    def convolve(self, kernels: Tensor, bias: Tensor | None) -> Tensor:
-        flat = None if bias is None else bias.flatten()
-        return conv2d(self.x, kernels, flat, self.stride, padding=1, groups=self.tasks)
+    def tangent(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor) -> Tensor:
+        dy = self._new_y()
+        strips = self.patches.strips(dy)
+        for part, dconvolved in self._convolved(dweight, dbias):
+            self.activation.tangent(dconvolved, strips, part)
+        return dy
 
-    def to_kernels(self, g: Tensor) -> Tensor:
-        """The gradient to the kernels from that to the convolution."""
-        shape = self.x.new_empty(()).expand(g.shape[1], self.x.shape[1] // self.tasks, 3, 3)
-        return self._backward(g, shape, [False, True, False])[1].unflatten(0, (self.tasks, -1))
+    def cotangent(self, g: Tensor, keep: bool) -> _Gradients:
+        g = self.patches.strips(g)
+        total = g.new_zeros(self.tasks, self.patches.rows.shape[2], self.channels // self.tasks)
+        for part, rows, room in self.patches.parts(self.channels):
+            g_convolved, _ = self.activation.cotangent(g, room, part)
+            total.baddbmm_(rows.mT, self._by_task(g_convolved))
+        return None, total[:, :-1].mT.unflatten(2, (-1, 3, 3)), total[:, -1]
 
-    def to_input(self, g: Tensor, kernels: Tensor) -> Tensor:
-        """The gradient to the input from that to the convolution."""
-        return self._backward(g, kernels, [True, False, False])[0]
+    def bend(self, dg: Tensor) -> _Gradients:
+        return self.cotangent(dg, keep=False)  # which is linear in g, and nothing else in it changes
 
-    def _backward(self, g: Tensor, kernels: Tensor, mask: list[bool]) -> tuple[_IfAny, _IfAny, None]:
+    def _convolved(self, kernels: Tensor, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        weight = torch.cat([kernels.flatten(2), bias.unsqueeze(2)], 2).mT
+        for part, rows, room in self.patches.parts(self.channels):
+            torch.bmm(rows, weight, out=self._by_task(room))
+            yield part, room
+
+    def _by_task(self, convolved: Tensor) -> Tensor:
+        """``[strip, task x filter, height, width]`` as ``[task, pixel, filter]``."""
+        return _channels_last(convolved).reshape(-1, self.tasks, self.channels // self.tasks).transpose(0, 1)
+
+    def _new_y(self) -> Tensor:
+        examples, *size = self.patches.shape
+        return _room(self.patches.rows, examples, self.channels, *size)
+
+
+class _Convolution(_Layer):
+    """Convolution with kernels ``[task, filter, channel, 3, 3]``, pooling unless strided, ReLU."""
+
+    def __init__(self, x: Tensor, kernels: Tensor, bias: Tensor, strided: bool) -> None:
+        self.x, self.tasks, self.stride = x, len(kernels), 2 if strided else 1
+        self.kernels = self._stacked(kernels)
+        y = self._convolve(x, self.kernels, bias.flatten())
+        self.shape = y.shape
+        if strided:
+            self.activation = ReLU(y)
+        else:
+            self.activation = max_pool_relu(_room(y, *y.shape[:2], y.shape[2] // 2, y.shape[3] // 2))
+        self.activation.forward(y)
+        self.y = self.activation.activated
+
+    def tangent(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor) -> Tensor:
+        assert dx is not None
+        self.dx, self.dkernels = dx, self._stacked(dweight)
+        dy = self._convolve(self.x, self.dkernels, dbias.flatten())
+        dy += self._convolve(dx, self.kernels, None)
+        da = torch.empty_like(self.y)
+        self.activation.tangent(dy, da)
+        return da
+
+    def cotangent(self, g: Tensor, keep: bool) -> _Gradients:
+        g, gbias = self._through_activation(g)
+        if keep:
+            self.g = g
+        gx, gkernels = self._backward(g, self.x, self.kernels)
+        return gx, gkernels, gbias
+
+    def bend(self, dg: Tensor) -> _Gradients:
+        dg, gbias = self._through_activation(dg)
+        gx, gkernels = self._backward(dg, self.x, self.kernels)
+        gx_bent, gkernels_bent = self._backward(self.g, self.dx, self.dkernels)
+        return gx.add_(gx_bent), gkernels.add_(gkernels_bent), gbias
+
+    def _through_activation(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients to the convolution and to its bias."""
+        g, total = self.activation.cotangent(g, _room(g, *self.shape))
+        return g, total.unflatten(0, (self.tasks, -1))
+
+    def _convolve(self, x: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:
+        return conv2d(x, kernels, bias, self.stride, padding=1, groups=self.tasks)
+
+    def _backward(self, g: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients to x and to the kernels from that to the convolution."""
         stride = [self.stride] * 2
-        return _aten.convolution_backward(
-            g, self.x, kernels, None, stride, [1, 1], [1, 1], False, [0, 0], self.tasks, mask
+        gx, gkernels, _ = _aten.convolution_backward(
+            g, x, kernels, None, stride, [1, 1], [1, 1], False, [0, 0], self.tasks, [True, True, False]
         )
+        return gx, gkernels.unflatten(0, (self.tasks, -1))
 
-    def stacked(self, kernels: Tensor) -> Tensor:
-        """``[task, filter, channel, 3, 3]`` as ``[task x filter, channel, 3, 3]``, in the memory format of x, or convolution copies it."""
-        if self.x.device.type != "cpu":
+    def _stacked(self, kernels: Tensor) -> Tensor:
+        """``[task x filter, channel, 3, 3]``, in the memory format of x, or convolution copies it."""
+        if not fused.on_cpu(kernels):
             return kernels.flatten(0, 1)
         return kernels.permute(0, 1, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2)
 
 
-#: What a convolution is applied to.
-_Input = _Patches | _Activations
+class _BatchNorm(_Layer):
+    """y = scale · x̂ + shift, scale and shift ``[task, channel]``, with x̂ = (x − mean x) r, r one over the deviation of x.
 
-
-class _Block:
-    """Convolution, max pooling unless strided, ReLU, batch normalisation.
-
-    Kernels are ``[task, filter, channel, 3, 3]``, the other parameters ``[task, filter]``; all else has the tasks one after
-    the other in its channels.
+    A small change v of x changes x̂ by P v = r (v − mean v − x̂ mean(x̂ v)), which is symmetric, so that P is its transpose
+    as well; and r by −r² mean(x̂ v).
     """
 
-    def __init__(
-        self, inputs: _Input, strided: bool, eps: float | None, kernels: Tensor, bias: Tensor, *affine: Tensor
-    ) -> None:
-        self.inputs, self.strided, self.eps = inputs, strided, eps
-        self.kernels = inputs.stacked(kernels)
-        self.convolved = inputs.convolve(self.kernels, bias)
-        pooled = self.convolved
-        if not strided:
-            pooled, self.chosen = max_pool2d(self.convolved, 2, return_indices=True)
-        self.activated = self.y = pooled.relu()
-        if eps is not None:
-            self.scale, shift = (v.flatten() for v in affine)
-            self.y, self.mean, self.rstd = self._norm(self.scale, shift)
+    def __init__(self, x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> None:
+        self.x, self.scale, self.tasks = x, scale.flatten(), len(scale)
+        self.y, self.mean, self.r = _aten.native_batch_norm(x, self.scale, shift.flatten(), None, None, True, 0.0, eps)
+        self.count = x.numel() // x.shape[1]
+        self.normal = Mixture({x: self.r}, -self.r * self.mean)
 
-    def tangent(self, dx: Tensor | None, dkernels: Tensor, dbias: Tensor, *daffine: Tensor) -> Tensor:
-        """The change of y with the input (None: an image, which does not change) and the parameters."""
-        self.dkernels = self.inputs.stacked(dkernels)
-        dy = self.inputs.convolve(self.dkernels, dbias)
-        if isinstance(self.inputs, _Activations):
-            assert dx is not None
-            self.dinputs = _Activations(dx, self.inputs.tasks, self.inputs.stride)
-            dy += self.dinputs.convolve(self.kernels, None)
-        dy *= self._passes
-        if not self.strided:
-            dy = avg_pool2d(dy, 2)
-        if self.eps is None:
-            return dy
-        # With x̂ the normalised input: the Jacobian ∂x̂/∂input is symmetric, so its transpose gives the change of x̂.
-        self.dnormal, self.along, _ = self._norm_backward(dy, None)
-        self.dscale, dshift = (v.flatten() for v in daffine)
-        return _each(self.scale) * self.dnormal + self._norm(self.dscale, dshift)[0]
+    def tangent(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor) -> Tensor:
+        assert dx is not None
+        total, self.dx_along = self._sums(dx)
+        self.dx, self.dx_mean, self.dscale = dx, total / self.count, dweight.flatten()
+        self.dnormal = self._project(dx, total, self.dx_along)
+        dy = self.dnormal * self.scale + self.normal * self.dscale + Mixture({}, dbias.flatten())
+        return dy.value()
 
-    def cotangent(self, g: Tensor, keep: bool) -> tuple[_IfAny, list[Tensor]]:
-        """Gradients to the input and to the parameters."""
-        affine: list[Tensor] = []
-        if self.eps is not None:
-            if keep:
-                self.g_y = g
-            g, *affine = self._norm_backward(g, self.scale)
-        g, bias = self._through_activation(g)
+    def cotangent(self, g: Tensor, keep: bool) -> _Gradients:
+        total, along = self._sums(g)
+        projected = self._project(g, total, along)
         if keep:
-            self.g_convolved = g
-        return self._to_input(g), [self.inputs.to_kernels(g), bias, *affine]
+            self.g, self.g_along, self.projected = g, along, projected
+        return self._gradients(projected * self.scale, along, total)
 
-    def bend(self, dg: Tensor) -> tuple[_IfAny, list[Tensor]]:
-        """The changes of what ``cotangent`` gave."""
-        affine: list[Tensor] = []
-        if self.eps is not None:
-            dg, *affine = self._norm_bend(dg)
-        dg, bias = self._through_activation(dg)
-        gx, kernels = self._to_input(dg), self.inputs.to_kernels(dg)
-        if isinstance(self.inputs, _Activations):
-            gx += self.inputs.to_input(self.g_convolved, self.dkernels)
-            kernels += self.dinputs.to_kernels(self.g_convolved)
-        return gx, [kernels, bias, *affine]
+    def bend(self, dg: Tensor) -> _Gradients:
+        total, along = self._sums(dg)
+        bent = self.r * (channel_sums(self.g, self.dx, self.dx_mean)[1] - self.g_along * self.dx_along / self.count)
+        change = self.projected * self.dx_along + self.dnormal * self.g_along + self.normal * bent
+        dprojected = self._project(dg, total, along) + change * (-self.r / self.count)
+        return self._gradients(dprojected * self.scale + self.projected * self.dscale, along + bent, total)
 
-    def _to_input(self, g: Tensor) -> _IfAny:
-        return self.inputs.to_input(g, self.kernels) if isinstance(self.inputs, _Activations) else None
+    def _sums(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ v and Σ v x̂."""
+        total, along = channel_sums(v, self.x, self.mean)
+        return total, along * self.r
 
-    def _norm_bend(self, dg: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The changes of the gradients that normalisation gives, to its input, scale and shift.
+    def _project(self, v: Tensor, total: Tensor, along: Tensor) -> Mixture:
+        """P v, from the sums of v."""
+        r = self.r / self.count
+        return Mixture({v: self.r}, -r * total) + self.normal * (-r * along)
 
-        Its input gets scale · b, b = r (g − mean g − x̂ mean g x̂), r one over the deviation; r changes by −r² mean(x̂ · d input).
-        """
-        count = dg.numel() // dg.shape[1]
-        b, along_g, _ = self._norm_backward(self.g_y, None)
-        db, dscale, dshift = self._norm_backward(dg, None)
-        bent = _channel_sum(self.g_y * self.dnormal)
-        normal = self._norm(None, None)[0]
-        db = db - _each(self.rstd) / count * (
-            _each(self.along) * b + _each(along_g) * self.dnormal + _each(bent) * normal
-        )
-        return _each(self.scale) * db + _each(self.dscale) * b, dscale + bent, dshift
-
-    @cached_property
-    def _passes(self) -> Tensor:
-        """What of a change of the convolution reaches the activation, before the mean over squares that have one pixel left."""
-        active = (self.activated > 0).to(self.activated.dtype)
-        return active if self.strided else self._unpooled(4 * active)
-
-    def _through_activation(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients to the convolution and to its bias."""
-        g = _aten.threshold_backward(g, self.activated, 0)
-        return g if self.strided else self._unpooled(g), _channel_sum(g)
-
-    def _unpooled(self, g: Tensor) -> Tensor:
-        """Each value of ``g`` at the pixel that max pooling chose, 0 elsewhere."""
-        return _aten.max_pool2d_with_indices_backward(
-            g, self.convolved, [2, 2], [2, 2], [0, 0], [1, 1], False, self.chosen
-        )
-
-    def _norm(self, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        return _aten.native_batch_norm(self.activated, scale, shift, None, None, True, 0.0, self.eps)
-
-    def _norm_backward(self, g: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients to the input, to the scale (Σ g x̂) and to the shift (Σ g)."""
-        return _aten.native_batch_norm_backward(
-            g, self.activated, scale, None, None, self.mean, self.rstd, True, self.eps, [True, True, True]
-        )
+    def _gradients(self, gx: Mixture, *gradients: Tensor) -> _Gradients:
+        gscale, gshift = (v.unflatten(0, (self.tasks, -1)) for v in gradients)
+        return gx.value(), gscale, gshift
 
 
-#: How a gradient goes back through a block.
-_Step = Callable[[_Block, Tensor], tuple[_IfAny, list[Tensor]]]
+class _Linear(_Layer):
+    """The head: y ``[task, example, way]`` of all features of an image, with weight ``[task, way, feature]``."""
+
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor) -> None:
+        self.shape, self.weight = x.shape, weight
+        self.features = self._features(x)
+        self.y = torch.baddbmm(bias.unsqueeze(1), self.features, weight.mT)
+
+    def tangent(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor) -> Tensor:
+        assert dx is not None
+        self.dfeatures, self.dweight = self._features(dx), dweight
+        return torch.baddbmm(dbias.unsqueeze(1), self.features, dweight.mT) + self.dfeatures @ self.weight.mT
+
+    def cotangent(self, g: Tensor, keep: bool) -> _Gradients:
+        if keep:
+            self.g = g
+        return self._to_x(g @ self.weight), g.mT @ self.features, g.sum(1)
+
+    def bend(self, dg: Tensor) -> _Gradients:
+        to_x = self._to_x(dg @ self.weight + self.g @ self.dweight)
+        return to_x, dg.mT @ self.features + self.g.mT @ self.dfeatures, dg.sum(1)
+
+    def _features(self, x: Tensor) -> Tensor:
+        """``[example, task x channel, height, width]`` as ``[task, example, feature]``."""
+        return x.reshape(len(x), len(self.weight), -1).transpose(0, 1)
+
+    def _to_x(self, features: Tensor) -> Tensor:
+        """The same back."""
+        return _room(features, *self.shape).copy_(features.transpose(0, 1).reshape(self.shape))
 
 
-def _each(channels: Tensor) -> Tensor:
-    """One number a channel, to be broadcast over examples, height and width."""
-    return channels[:, None, None]
+def _room(like: Tensor, *shape: int) -> Tensor:
+    """An activation without values yet."""
+    fast = torch.channels_last if fused.on_cpu(like) else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=fast)
 
 
-def _channel_sum(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1).flatten(0, 2).sum(0)
+def _channels_last(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1)
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2)
