@@ -8,6 +8,7 @@ CPU; what a channel has one of is ``[channel]``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -156,6 +157,10 @@ def _in_threads(loop: Callable[..., Any], *arrays: np.ndarray, shared: np.ndarra
 @cache
 def _threads(number: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(number, "fused")
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # threads stay with the parent
 
 
 def _loop(function: Callable[..., Any]) -> Callable[..., Any]:
