@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from command import refused
 
-from imaml_lightning.cli.config import check_restored, peek_options
+from imaml_lightning.cli.config import check_restored, peek_options, refuse_lost_options
 from imaml_lightning.errors import UsageError
 
 BAD_FILES = {
@@ -50,6 +50,36 @@ def test_options_are_peeked_in_files_and_on_the_line(tmp_path: Path) -> None:
         "ckpt_path": "last",
         "trust": "mine",
     }
+
+
+LATER = "trainer: {max_steps: 9}\nmodel: {network: {class_path: Conv4, init_args: {filters: 8}}}\nname: x\n"
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ["--trainer.max_steps", "2"],
+        ["--trainer.max_steps=2"],
+        ["--model.network", "MLP"],
+        ["--model.network.filters", "2"],
+        ["--model.network.init_args.filters=2"],
+        ["--trainer.max_steps+=2"],
+    ],
+)
+def test_options_that_a_later_file_would_overrule_are_refused(lost: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(LATER)
+    option = lost[0].partition("=")[0].rstrip("+")
+    for given in (["--config", str(path)], [f"--config={path}"], ["-c", str(path)]):
+        with pytest.raises(UsageError, match=f"{option} comes before --config .*put --config first"):
+            refuse_lost_options(["fit", *lost, *given])
+        refuse_lost_options(["fit", *given, *lost])
+
+
+def test_options_that_no_later_file_sets_may_come_first(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(LATER)
+    refuse_lost_options(["fit", "--trainer.max_epochs", "2", "--output", "o", "--config", str(path), "--config"])
 
 
 CONFIG: dict[str, Any] = {

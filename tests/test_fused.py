@@ -21,6 +21,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
         monkeypatch.setattr(fused, "on_cpu", lambda x: False)
     if request.param == "two threads":
         torch.set_num_threads(2)
+        monkeypatch.setattr(fused, "WORTH_A_THREAD", 1)
     yield
     torch.set_num_threads(threads)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from imaml_lightning.callbacks import PlainProgress, ProgressBar
 from imaml_lightning.checkpoint import CONFIG_KEY, TRUSTED, WholeCheckpoints, find_checkpoint
 from imaml_lightning.cli.complaint import one_line, refusal
-from imaml_lightning.cli.config import check_restored, peek_options
+from imaml_lightning.cli.config import check_restored, peek_options, refuse_lost_options
 from imaml_lightning.cli.defaults import DEFAULT_NAME, DEFAULT_OUTPUT, FIRST_LOOK, TRAINER_DEFAULTS
 from imaml_lightning.cli.report import figures_line, print_summary, write_predictions
 from imaml_lightning.cli.run import RunFolder
@@ -71,6 +71,7 @@ class CommandLine(LightningCLI):
         """Parse; where a checkpoint is named, on top of the configuration that it holds."""
         given = list(sys.argv[1:] if args is None else args)
         peeked = peek_options(given)
+        refuse_lost_options(given)
         trusted = [*TRUSTED, *filter(None, peeked.pop("trust", "").split(","))]
         set_parsing_settings(
             import_path_denylist=["*"],

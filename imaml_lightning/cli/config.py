@@ -59,6 +59,38 @@ def read_options(path: Path) -> dict[str, Any]:
     return content
 
 
+def refuse_lost_options(args: list[str]) -> None:
+    """Refuse options before a ``--config`` whose file sets them as well: what comes later wins, and would do so unsaid.
+
+    Raises:
+        UsageError: naming the first such option.
+    """
+    before: list[str] = []
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        option, has_value, value = arg.partition("=")
+        path = Path(value if has_value else following)
+        if option in ("--config", "-c") and path.is_file():
+            keys = [f"--{key}." for key in _dotted(read_options(path))]
+            for early in before:
+                start = early.replace(".init_args", "") + "."
+                if any(key.startswith(start) or start.startswith(key) for key in keys):
+                    raise UsageError(
+                        f"{early} comes before --config {path}, which sets it as well and would win: put --config first"
+                    )
+        elif option.startswith("--"):
+            before.append(option.rstrip("+"))
+
+
+def _dotted(content: Any, prefix: str = "") -> Iterator[str]:
+    """The options of a configuration file as on the command line, without the levels of a class and its arguments."""
+    if not isinstance(content, dict) or not content:
+        yield prefix
+        return
+    for key, value in content.items():
+        inner = key in ("class_path", "init_args")
+        yield from _dotted(value, prefix if inner else f"{prefix}.{key}" if prefix else str(key))
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """YAML without keys that come twice."""
 

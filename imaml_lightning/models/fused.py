@@ -21,6 +21,9 @@ from torch import Tensor
 
 _aten = torch.ops.aten
 
+#: Bytes of an array below which handing it to another thread takes longer than its loop.
+WORTH_A_THREAD = 2**20
+
 #: In place of the number of a window's pixel, where ReLU lets nothing through.
 _NONE = 4
 
@@ -146,10 +149,10 @@ def _array(x: Tensor) -> np.ndarray:
 
 
 def _in_threads(loop: Callable[..., Any], *arrays: np.ndarray, shared: np.ndarray | None = None) -> list[Any]:
-    """A loop over the examples of arrays, shared out among torch's number of threads."""
+    """A loop over the examples of arrays, shared out among torch's number of threads, or fewer if they are small."""
     run = loop if shared is None else partial(loop, shared)
-    threads = min(torch.get_num_threads(), len(arrays[0]))
-    if threads == 1:
+    threads = min(torch.get_num_threads(), len(arrays[0]), arrays[0].nbytes // WORTH_A_THREAD)
+    if threads <= 1:
         return [run(*arrays)]
     return list(_threads(threads).map(run, *(np.array_split(a, threads) for a in arrays)))
 
