@@ -98,7 +98,7 @@ class InnerObjective:
         """∇_φ G ``[task, param]`` at ``phi``, differentiable in ``phi`` and in everything else on which G depends."""
         phi = phi if phi.requires_grad else phi.detach().requires_grad_()
         if self.compiled or self._written_out:
-            support = _SupportGradient.apply(phi, self.linearise(phi))
+            support = _SupportGradient.apply(phi, self)
         else:
             loss = task_losses(self.criterion, self.outputs(phi), self.support)
             (support,) = torch.autograd.grad(loss.sum(), phi, create_graph=True)
@@ -130,17 +130,23 @@ class InnerObjective:
 
 
 class _SupportGradient(torch.autograd.Function):
-    """∇L_S as a function of φ, whose derivative is a Hessian product, differentiable once."""
+    """∇L_S as a function of φ, whose derivative is a Hessian product, differentiable once.
+
+    Autograd keeps all its nodes until the last one is done, but a linearisation with its activations goes with its product,
+    to be made anew if the caller comes again (``retain_graph=True``).
+    """
 
     @staticmethod
-    def forward(ctx: Any, phi: Tensor, at: Linearisation) -> Tensor:
-        ctx.at = at
-        return at.support_gradient.detach()  # itself it would close a cycle with its node, which keeps ``at``
+    def forward(ctx: Any, phi: Tensor, objective: InnerObjective) -> Tensor:
+        ctx.save_for_backward(phi)
+        ctx.objective, ctx.at = objective, objective.linearise(phi)
+        return ctx.at.support_gradient.detach()  # itself it would close a cycle with its node, which keeps ``at``
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor, None]:
-        return ctx.at.support_hessian(u), None
+        at, ctx.at = ctx.at or ctx.objective.linearise(*ctx.saved_tensors), None
+        return at.support_hessian(u), None
 
 
 def task_losses(criterion: nn.Module, outputs: Tensor, examples: Examples) -> Tensor:

@@ -104,17 +104,20 @@ class FlatNetwork:
 
 
 class _FoldedOutputs(torch.autograd.Function):
-    """The outputs as a function of φ, differentiable once."""
+    """The outputs as a function of φ, differentiable once; its activations go with the first derivative."""
 
     @staticmethod
     def forward(ctx: Any, phi: Tensor, network: FlatNetwork, x: Tensor) -> Tensor:
-        ctx.network, ctx.folded = network, network.fold(x)(phi)
+        ctx.save_for_backward(phi)
+        ctx.network, ctx.fold = network, network.fold(x)
+        ctx.folded = ctx.fold(phi)
         return ctx.folded.outputs.detach()  # themselves they would close a cycle with their node
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.network.join(ctx.folded.cotangent(g)), None, None
+        folded, ctx.folded = ctx.folded or ctx.fold(*ctx.saved_tensors), None
+        return ctx.network.join(folded.cotangent(g)), None, None
 
 
 def per_task(function: Callable[[Tensor, Tensor], Tensor], *arguments: Tensor) -> Tensor:

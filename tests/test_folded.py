@@ -20,6 +20,7 @@ from imaml_lightning import (
 )
 from imaml_lightning.adaptation import Adaptation
 from imaml_lightning.curvature import GaussNewton, Hessian
+from imaml_lightning.linearisation import WrittenOut
 from imaml_lightning.models import Conv4, fused
 from imaml_lightning.models.folded import FoldedPoint
 from imaml_lightning.optimizers import SGD
@@ -118,13 +119,40 @@ def test_meta_gradient_through_steps_equals_autograd(backward_steps: int | None)
     torch.testing.assert_close(meta_gradient(Conv4, adaptation), meta_gradient(Plain, adaptation))
 
 
+def test_derivatives_may_be_asked_again() -> None:
+    network, phi, x = folded(NETWORKS["pooled"])
+    phi.requires_grad_()
+    y, theta = torch.randint(WAY, (TASKS, EXAMPLES)), network.vector().detach()
+    objective = InnerObjective(network, Examples(x, y), theta, ProximalTerm().double(), nn.CrossEntropyLoss())
+    z = network.tasks(phi - 0.1 * objective.gradient(phi), x)
+    first, second = (torch.autograd.grad(z.square().sum(), phi, retain_graph=True)[0] for _ in range(2))
+    torch.testing.assert_close(first, second)
+
+
+def points() -> int:
+    """How many sets of activations are in memory."""
+    return sum(type(o) is FoldedPoint for o in gc.get_objects())
+
+
+def test_activations_of_a_step_go_with_its_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
+    product, counts = WrittenOut.support_hessian, []
+
+    def counted(self: WrittenOut, u: Tensor) -> Tensor:
+        counts.append(points())
+        return product(self, u)
+
+    monkeypatch.setattr(WrittenOut, "support_hessian", counted)
+    meta_gradient(Conv4, Unrolled(SGD(lr=0.1), steps=4))
+    assert counts == [4, 3, 2, 1]  # and none of the query set
+
+
 @pytest.mark.parametrize("adaptation", [Unrolled(), Implicit()], ids=["unrolled", "implicit"])
 def test_activations_go_when_the_meta_gradient_is_there(adaptation: Adaptation) -> None:
     gc.collect()
     gc.disable()  # what is held in a cycle would go some time, and fill memory until then
     try:
         meta_gradient(Conv4, adaptation)
-        assert not [o for o in gc.get_objects() if type(o) is FoldedPoint]
+        assert not points()
     finally:
         gc.enable()
 
