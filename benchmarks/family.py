@@ -21,8 +21,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from _common import write
-from memory import ENVIRONMENT, processor, resident
+from _common import machine, write
+from memory import ENVIRONMENT, resident
 
 from imaml_lightning.adaptation import Adaptation, FirstOrder, Implicit, MAMLPlusPlus, Reptile, Unrolled
 from imaml_lightning.data import EpisodeDataModule
@@ -173,7 +173,7 @@ def main() -> None:
 
     evaluations = options.train_steps * options.meta_steps * TASKS
     print(
-        f"{processor()}, 1 thread, torch {torch.__version__}. Conv4 (16 filters, stride 2), Glyphs 5-way 1-shot, ",
+        f"{machine()}. Conv4 (16 filters, stride 2), Glyphs 5-way 1-shot, ",
         end="",
     )
     print(

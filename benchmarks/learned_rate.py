@@ -17,9 +17,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from _common import write
+from _common import machine, write
 from family import fit_and_test
-from memory import processor
 
 from imaml_lightning.adaptation import Continued
 from imaml_lightning.data import EpisodeDataModule, Omniglot, OneProblem
@@ -104,9 +103,7 @@ def main() -> None:
     for kind in KINDS:
         rows += run(kind, data, options)
         print(rows[-1], flush=True)
-    print(
-        f"\n{processor()}, 1 thread, torch {torch.__version__}; {options.way} characters, DenseNet-8 of growth ", end=""
-    )
+    print(f"\n{machine()}; {options.way} characters, DenseNet-8 of growth ", end="")
     print(f"{options.growth}, {5 * options.meta_steps} steps from a rate of {options.lr}; 1,000 test images\n")
     print("| rate | test accuracy, % | best on the way, % | CPU s |\n|---|---:|---:|---:|")
     for kind in KINDS:

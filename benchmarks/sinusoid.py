@@ -12,9 +12,8 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from _common import RESULTS, read, write
+from _common import RESULTS, machine, read, write
 from family import fit_and_test
-from memory import processor
 
 from imaml_lightning.adaptation import Adaptation, Implicit, Unrolled
 from imaml_lightning.data import EpisodeDataModule, Sinusoid
@@ -68,7 +67,7 @@ def main() -> None:
             rows.append(row | {"cpu_seconds": seconds})
             print(rows[-1], flush=True)
 
-    print(f"\n{processor()}, 1 thread, torch {torch.__version__}; 1,000 test tasks\n")
+    print(f"\n{machine()}; 1,000 test tasks\n")
     print("| method | meta-steps | 5-shot | 10-shot | CPU s of training |\n|---|---:|---:|---:|---:|")
     for name, (label, _) in MEMBERS.items():
         mine = {int(row["shot"]): row for row in rows if row["member"] == name}
