@@ -91,6 +91,5 @@ def test_mixtures_add_up_each_tensor_once() -> None:
     u, v, (a, b, c, d) = randn(2, 2), randn(2, 2), torch.randn(4, CHANNELS).double()
     mixture = Mixture({u: a}, b) * c + Mixture({u: d, v: a}, b)
     assert set(mixture.terms) == {u, v}
-    each = (x[:, None, None] for x in (a, b, c, d))
-    a, b, c, d = each
+    a, b, c, d = (x[:, None, None] for x in (a, b, c, d))
     torch.testing.assert_close(mixture.value(), a * c * u + b * c + d * u + a * v + b)

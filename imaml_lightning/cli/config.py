@@ -68,8 +68,11 @@ def refuse_lost_options(args: list[str]) -> None:
     before: list[str] = []
     for arg, following in zip(args, [*args[1:], ""], strict=True):
         option, has_value, value = arg.partition("=")
+        if option not in ("--config", "-c"):
+            before += [option.rstrip("+")] if option.startswith("--") else []
+            continue
         path = Path(value if has_value else following)
-        if option in ("--config", "-c") and path.is_file():
+        if before and path.is_file():  # nothing is lost to a file that comes first
             keys = [f"--{key}." for key in _dotted(read_options(path))]
             for early in before:
                 start = early.replace(".init_args", "") + "."
@@ -77,8 +80,6 @@ def refuse_lost_options(args: list[str]) -> None:
                     raise UsageError(
                         f"{early} comes before --config {path}, which sets it as well and would win: put --config first"
                     )
-        elif option.startswith("--"):
-            before.append(option.rstrip("+"))
 
 
 def _dotted(content: Any, prefix: str = "") -> Iterator[str]:

@@ -160,11 +160,9 @@ class _Patches:
             fit = IN_CACHE // (height * width * channels * self.rows.element_size())
             size = min(strips, max(1, fit) * torch.get_num_threads())
         room = _channels_first(self.rows.new_empty(size, height, width, channels))
-        start = 0
-        for rows in self.rows.split(size * height * width, dim=1):
-            stop = min(start + size, strips)
-            yield slice(start, stop), rows, room[: stop - start]
-            start = stop
+        for start, rows in zip(range(0, strips, size), self.rows.split(size * height * width, dim=1), strict=True):
+            part = slice(start, min(start + size, strips))
+            yield part, rows, room[: part.stop - start]
 
 
 class _FirstConvolution(_Layer):
@@ -267,7 +265,7 @@ class _Convolution(_Layer):
         """``[task x filter, channel, 3, 3]``, in the memory format of x, or convolution copies it."""
         if not fused.on_cpu(kernels):
             return kernels.flatten(0, 1)
-        return kernels.permute(0, 1, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2)
+        return _channels_first(kernels.permute(0, 1, 3, 4, 2).flatten(0, 1))
 
 
 class _BatchNorm(_Layer):

@@ -179,13 +179,19 @@ def _loop(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_loop
+def _window(y, e, i, j):  # type: ignore[no-untyped-def]
+    """The four pixels of one maximum, in the order in which ``chosen`` numbers them."""
+    above, below = y[e, 2 * i], y[e, 2 * i + 1]
+    return above[2 * j], above[2 * j + 1], below[2 * j], below[2 * j + 1]
+
+
+@_loop
 def _pool(y, activated, chosen):  # type: ignore[no-untyped-def]
     examples, height, width, _ = activated.shape
     for e in range(examples):
         for i in range(height):
             for j in range(width):
-                first, second = y[e, 2 * i, 2 * j], y[e, 2 * i, 2 * j + 1]
-                third, fourth = y[e, 2 * i + 1, 2 * j], y[e, 2 * i + 1, 2 * j + 1]
+                first, second, third, fourth = _window(y, e, i, j)
                 a, k = activated[e, i, j], chosen[e, i, j]
                 for c in range(len(a)):
                     best, at = first[c], np.uint8(0)
@@ -206,8 +212,7 @@ def _pick(dy, chosen, da):  # type: ignore[no-untyped-def]
     for e in range(examples):
         for i in range(height):
             for j in range(width):
-                first, second = dy[e, 2 * i, 2 * j], dy[e, 2 * i, 2 * j + 1]
-                third, fourth = dy[e, 2 * i + 1, 2 * j], dy[e, 2 * i + 1, 2 * j + 1]
+                first, second, third, fourth = _window(dy, e, i, j)
                 d, k = da[e, i, j], chosen[e, i, j]
                 for c in range(len(d)):
                     p, q, r, s = first[c], second[c], third[c], fourth[c]
