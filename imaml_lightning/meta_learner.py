@@ -27,6 +27,7 @@ from imaml_lightning.adaptation import Adaptation, Adapted, Implicit
 from imaml_lightning.calibration import seconds_a_task
 from imaml_lightning.checkpoint import TRUSTED, check_trusted, read_checkpoint
 from imaml_lightning.compiled import CompiledDerivatives
+from imaml_lightning.criterion import ByTargets, check_criterion
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import DivergedError, UsageError
 from imaml_lightning.metrics import EpisodeMean
@@ -55,7 +56,8 @@ class MetaLearner(LightningModule):
     Args:
         network: any module from inputs ``[example, *feature]`` to outputs ``[example, output]``, without running statistics.
         adaptation: the map θ ↦ φ; Implicit is iMAML.
-        criterion: loss of outputs against targets, inner and outer; CrossEntropyLoss or MSELoss.
+        criterion: loss of outputs against targets, inner and outer; None is cross-entropy for classes and mean squared error for
+            values.
         support_criterion: another loss for the support set, such as a learned one; None is ``criterion``.
         optimizer: the outer optimizer.
         scheduler: of the outer learning rate, stepped once a meta-step.
@@ -91,7 +93,7 @@ class MetaLearner(LightningModule):
         self.automatic_optimization = False
         self.network = network or Conv4()
         self.adaptation = adaptation or Implicit()
-        self.criterion = criterion or nn.CrossEntropyLoss()
+        self.criterion = criterion or ByTargets()
         self.support_criterion = support_criterion
         self.optimizer, self.scheduler = optimizer, scheduler
         self.task_chunk, self.clip_norm = task_chunk, clip_norm
@@ -168,6 +170,8 @@ class MetaLearner(LightningModule):
     def judge(self, phi: Tensor, query: Examples) -> dict[str, Tensor]:
         """Query ``loss [task]`` at ``phi [task, param]``, and ``accuracy [task]`` where targets are classes."""
         outputs = self.flat.tasks(phi, query.x)
+        for criterion in filter(None, (self.criterion, self.support_criterion)):
+            check_criterion(criterion, outputs, query.y)
         figures = {"loss": task_losses(self.criterion, outputs, query)}
         if not query.y.is_floating_point():
             hits = (outputs.argmax(-1) == query.y).double()

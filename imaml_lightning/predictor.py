@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imaml_lightning.criterion import check_criterion
 from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.meta_learner import MetaLearner
@@ -241,22 +242,25 @@ class Predictor:
         for learner in self.learners:
             try:
                 with torch.random.fork_rng(devices=[]):
-                    outputs = learner.flat.tasks(learner.flat.vector()[None], self._examples(learner).x).shape[-1]
+                    examples = self._examples(learner)
+                    outputs = learner.flat.tasks(learner.flat.vector()[None], examples.x)
             except RuntimeError as error:
                 shape = tuple(self.support.shape[1:])
                 raise UsageError(
                     f"the network cannot take inputs of shape {shape}: give them as in its training"
                 ) from error
-            if self.labels is not None and len(self.labels) > outputs:
+            width = outputs.shape[-1]
+            if self.labels is not None and len(self.labels) > width:
                 raise UsageError(
-                    f"the support set has {len(self.labels)} classes, the network {outputs} outputs: train one with "
+                    f"the support set has {len(self.labels)} classes, the network {width} outputs: train one with "
                     f"--data.way {len(self.labels)}, or take classes away"
                 )
-            if self.labels is None and outputs != self.targets.shape[1]:
+            if self.labels is None and width != self.targets.shape[1]:
                 raise UsageError(
-                    f"the targets have {self.targets.shape[1]} values, the network {outputs} outputs: give classes as whole "
+                    f"the targets have {self.targets.shape[1]} values, the network {width} outputs: give classes as whole "
                     "numbers or strings, and values as floats"
                 )
+            check_criterion(learner.criterion, outputs, examples.y)
 
 
 def _inputs(x: Any) -> Tensor:

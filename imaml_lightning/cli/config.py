@@ -82,6 +82,24 @@ def refuse_lost_options(args: list[str]) -> None:
                     )
 
 
+def given_options(args: list[str]) -> set[str]:
+    """Names of the options that a command line and its configurations set, such as ``model.network.filters``: as on the
+    command line, without the levels of a class and its arguments."""
+    given: set[str] = set()
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        if not arg.startswith("-"):
+            continue
+        option, has_value, value = arg.partition("=")
+        value = value if has_value else following
+        if option in ("--config", "-c"):
+            path = Path(value) if len(value) < 256 else None  # a configuration may stand there itself
+            given |= set(_dotted(read_options(path) if path and path.is_file() else yaml.safe_load(value)))
+        else:
+            name = option.lstrip("-").rstrip("+").replace(".init_args", "").removesuffix(".class_path")
+            given |= set(_dotted(yaml.safe_load(value), name) if value.startswith("{") else [name])
+    return given
+
+
 def _dotted(content: Any, prefix: str = "") -> Iterator[str]:
     """The options of a configuration file as on the command line, without the levels of a class and its arguments."""
     if not isinstance(content, dict) or not content:

@@ -11,7 +11,7 @@ import warnings
 import wandb
 
 from imaml_lightning.cli import commands
-from imaml_lightning.cli.class_change import forget_options_of_the_old_class
+from imaml_lightning.cli.class_change import forget_options_of_the_old_class, prefer_own_classes
 from imaml_lightning.cli.command_line import CommandLine
 from imaml_lightning.cli.complaint import one_line, refusal
 from imaml_lightning.cli.freed_memory import keep_freed_memory
@@ -28,6 +28,7 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own call of torch's pytree
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # ours: a run's folder
     forget_options_of_the_old_class()
+    prefer_own_classes()
     keep_freed_memory()
     # jsonargparse writes the comments only if asked to.
     sys.argv[1:] = ["--print_config=comments" if arg == "--print_config" else arg for arg in sys.argv[1:]]

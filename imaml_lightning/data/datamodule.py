@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
 from imaml_lightning.data.augment import Augment
-from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
+from imaml_lightning.data.base import SPLITS, USUAL_WAY, EpisodeSource, Split
 from imaml_lightning.data.class_source import ClassSource
 from imaml_lightning.data.glyphs import Glyphs
 from imaml_lightning.data.sampler import BatchSampler, Draft, EpisodeDataset, EpisodeLoader
@@ -25,7 +25,7 @@ class EpisodeDataModule(LightningDataModule):
 
     Args:
         source: where tasks come from; None means Glyphs, the embedded letters.
-        way: classes of a task. Regression ignores it.
+        way: classes of a task; None means 5, or as many as the source's tasks have if that is fixed or less. Regression ignores it.
         shot: support examples of a class (of a task in regression).
         query: query examples of a class (of a task in regression).
         tasks: tasks of a meta-batch, over all ranks together.
@@ -46,7 +46,7 @@ class EpisodeDataModule(LightningDataModule):
     def __init__(
         self,
         source: EpisodeSource | None = None,
-        way: int = 5,
+        way: int | None = None,
         shot: int = 1,
         query: int = 15,
         tasks: int = 16,
@@ -60,12 +60,13 @@ class EpisodeDataModule(LightningDataModule):
         on_device: bool = False,
     ) -> None:
         super().__init__()
-        _at_least(2, way=way)
+        _at_least(2, way=2 if way is None else way)
         _at_least(1, shot=shot, query=query, eval_query=query if eval_query is None else eval_query, tasks=tasks)
         _at_least(1, train_batches=train_batches, val_episodes=val_episodes, test_episodes=test_episodes)
         _at_least(0, seed=seed, workers=workers)
         self.source = source if source is not None else Glyphs()
-        self.way, self.shot, self.query = way, shot, query
+        self.way, self.shot, self.query = USUAL_WAY if way is None else way, shot, query
+        self._way_is_open = way is None
         self.eval_query = query if eval_query is None else eval_query
         self.tasks, self.train_batches = tasks, train_batches
         self.val_episodes, self.test_episodes = val_episodes, test_episodes
@@ -97,6 +98,8 @@ class EpisodeDataModule(LightningDataModule):
                     f"choose a multiple of {ranks}."
                 )
         self.source.setup()
+        if self._way_is_open:
+            self.way = self.source.usual_way()
         for split in SPLITS:
             self.source.check(split, self.way, self.shot, self._dataset(split).query)
         if self.augment is not None and len(self.source.shape) != 3:
