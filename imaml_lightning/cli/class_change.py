@@ -1,8 +1,4 @@
-"""How jsonargparse takes the name of a class, where it would surprise.
-
-When a configuration exchanges one class for another, the numbers meant for the first do not go to the second; and of two
-classes of one name ours is meant.
-"""
+"""When a configuration exchanges one class for another, the numbers meant for the first do not go to the second."""
 
 from __future__ import annotations
 
@@ -11,22 +7,6 @@ from typing import Any
 from jsonargparse import _typehints
 
 _discard = _typehints.discard_init_args_on_class_path_change
-_resolve = _typehints.resolve_class_path_by_name
-
-
-def prefer_own_classes() -> None:
-    """Let ``MLP`` be ours, also where torchvision, which has one too, has been imported."""
-    _typehints.resolve_class_path_by_name = _ours_first
-
-
-def _ours_first(base: Any, name: str) -> str:
-    if "." not in name:
-        bases = base if isinstance(base, tuple) else (base,)
-        paths = [path for one in bases for path in _typehints.get_all_subclass_paths(one)]
-        ours = [path for path in paths if path.startswith("imaml_lightning.") and path.endswith(f".{name}")]
-        if len(ours) == 1:
-            return ours[0]
-    return _resolve(base, name)
 
 
 def forget_options_of_the_old_class() -> None:
