@@ -5,25 +5,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, cast
 
 import torch
 import yaml
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from torch import Tensor
 
+from imaml_lightning.cli.arguments import class_first, import_only
 from imaml_lightning.cli.class_names import find_our_classes
-from imaml_lightning.cli.complaint import one_line, refusal
+from imaml_lightning.cli.complaint import OneSentence, one_line, refusal
 from imaml_lightning.cli.config import check_restored, given_options, peek_options, refuse_lost_options
 from imaml_lightning.cli.defaults import DEFAULT_NAME, DEFAULT_OUTPUT, FIRST_LOOK, TRAINER_DEFAULTS
 from imaml_lightning.cli.from_data import fill_in
 from imaml_lightning.cli.report import figures_line, print_summary, write_predictions
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.errors import DataError, UsageError
-from imaml_lightning.learner.checkpoint import CONFIG_KEY, TRUSTED, WholeCheckpoints, find_checkpoint
+from imaml_lightning.learner.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint
 from imaml_lightning.learner.meta_learner import MetaLearner, validation_figures
 from imaml_lightning.run.callbacks import PlainProgress, ProgressBar
 from imaml_lightning.run.folder import RunFolder
@@ -80,16 +81,10 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; where a checkpoint is named, on top of the configuration that it holds."""
-        given = list(sys.argv[1:] if args is None else args)
+        given = class_first(sys.argv[1:] if args is None else args)
         peeked = peek_options(given)
         refuse_lost_options(given)
-        trusted = [*TRUSTED, *filter(None, peeked.pop("trust", "").split(","))]
-        set_parsing_settings(
-            import_path_denylist=["*"],
-            import_path_allowlist=trusted,
-            config_read_mode_urls_enabled=False,
-            config_read_mode_fsspec_enabled=False,  # Lightning's choice would let --config fetch an address
-        )
+        import_only(peeked.pop("trust", ""))
         if "ckpt_path" in peeked and given[0] in self.subcommands():
             defaults = {"name": DEFAULT_NAME, "output": DEFAULT_OUTPUT}
             self.checkpoint, self.saved = find_checkpoint(**defaults | peeked)
@@ -170,7 +165,7 @@ class CommandLine(LightningCLI):
         episode = self.datamodule.episode("train", 0)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             self.model.judge(self.model.flat.vector()[None], episode.query)  # refuses a criterion of another kind
-        self.trainer.strategy.checkpoint_io = WholeCheckpoints()
+        self.trainer.strategy.checkpoint_io = WholeCheckpoints(callbacks=self.subcommand == "fit")
         if self.subcommand != "fit":
             return
         options = self.config.fit
@@ -292,10 +287,5 @@ class CommandLine(LightningCLI):
             print_summary({stage: f"{figures_line(metrics[0], stage)}, {episodes} episodes", "weights": weights})
 
 
-class _Parser(LightningArgumentParser):
-    """A parser whose complaint is one sentence."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:
-            super().error(message, ex)
-        raise UsageError(" ".join(message.split()))
+class _Parser(OneSentence, LightningArgumentParser):
+    """Lightning's parser with our complaint."""

@@ -31,12 +31,15 @@ def peek_options(args: list[str]) -> dict[str, str]:
     Raises:
         UsageError: if a file is not YAML, or names an option twice (the parser would take the last).
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", "-c", action="append", default=[])
     names = ("ckpt_path", "name", "output")
     for name in (*names, "trust"):
         parser.add_argument(f"--{name}")
-    options, _ = parser.parse_known_args(args)
+    try:
+        options, _ = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise UsageError(f"{error.argument_name} {error.message}") from error
     found: dict[str, str] = {}
     for path in (path for path in map(Path, options.config) if path.is_file()):
         found |= read_options(path)

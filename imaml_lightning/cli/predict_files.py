@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentParser
 
+from imaml_lightning.cli.arguments import packages
+from imaml_lightning.cli.complaint import OneSentence
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.data.features import Features
 from imaml_lightning.data.images import image_files, read_image
@@ -28,10 +29,12 @@ def main(args: Sequence[str]) -> None:
         "Predict examples of your own from a few labelled ones. Without --support and --query, predict writes the outputs "
         "for the query sets of the checkpoint's own test episodes; then its options are those of test (see test --help)."
     )
-    parser = ArgumentParser(prog="python -m imaml_lightning predict", description=about, exit_on_error=False)
+    parser = OneSentence(prog="python -m imaml_lightning predict", description=about)
     parser.add_function_arguments(predict_files)
-    options = parser.parse_args(list(args))
-    predict_files(**vars(parser.instantiate_classes(options)))
+    parser.add_argument("--traceback", action="store_true", help="Show where an error comes from.")
+    options = vars(parser.parse_args(list(args)))
+    del options["traceback"]  # main's
+    predict_files(**options)
 
 
 def predict_files(
@@ -42,6 +45,7 @@ def predict_files(
     predictions: str = "predictions.csv",
     name: str | None = None,
     output: str = "runs",
+    trust: str | None = None,
 ) -> Predictor:
     """Adapt a checkpoint to a support set and predict a query set; print whether adaptation helped.
 
@@ -56,6 +60,7 @@ def predict_files(
         predictions: the CSV file to write.
         name: of the experiment, for best and last.
         output: where its runs are.
+        trust: packages, joined by commas, whose classes the checkpoint may name.
 
     Raises:
         UsageError: a file or folder is missing, damaged, or not of the checkpoint's kind.
@@ -67,7 +72,7 @@ def predict_files(
         raise UsageError("the checkpoints read their inputs in different ways: give ones trained on the same data")
     read = _read_tables if Path(support).suffix.lower() in _TABLES else _read_folders
     x, y, asked, index, labels = read(saved[0], support, query, target)
-    predictor = adapt([load(path) for path, _ in found], x, y, labels)
+    predictor = adapt([load(path, packages(trust)) for path, _ in found], x, y, labels)
     _write(Path(predictions), predictor, asked, index, saved[0].get("scaler"))
     print(predictor.report())
     if "scaler" in saved[0]:

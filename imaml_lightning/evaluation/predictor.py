@@ -27,9 +27,19 @@ _BLOCK = 256  # query examples that go through the network at once
 _HELD_OUT = 100  # most examples that are left out in turn
 
 
-def load(path: str | Path) -> MetaLearner:
-    """The learner of a checkpoint that the command line wrote, ready to adapt."""
-    return MetaLearner.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+def load(path: str | Path, trust: Sequence[str] = (), **parts: Any) -> MetaLearner:
+    """The learner of a checkpoint, ready to adapt.
+
+    Args:
+        path: a file.
+        trust: packages, besides ours and torch's, whose classes the checkpoint may name.
+        **parts: network, adaptation and whatever else was given to the learner as an object in Python, which a checkpoint
+            does not hold: made as in training.
+
+    Raises:
+        UsageError: the file is missing or damaged, names a class of another package, or needs a part that is not given.
+    """
+    return MetaLearner.load_from_checkpoint(path, map_location="cpu", trust=trust, **parts).eval()
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from imaml_lightning.learner.calibration import seconds_a_task
 from imaml_lightning.learner.checkpoint import TRUSTED, check_trusted, read_checkpoint
 from imaml_lightning.learner.criterion import ByTargets, check_criterion
 from imaml_lightning.learner.metrics import EpisodeMean
+from imaml_lightning.learner.parts import PARTS_KEY, check_parts, kept_parts, warn_of_others
 from imaml_lightning.models import Conv4
 from imaml_lightning.problem.compiled import CompiledDerivatives
 from imaml_lightning.problem.network import FlatNetwork
@@ -132,7 +133,8 @@ class MetaLearner(LightningModule):
             **options: arguments of the learner that replace those in the checkpoint.
 
         Raises:
-            UsageError: if the file is missing, damaged, or names a class of another package.
+            UsageError: if the file is missing, damaged, names a class of another package, or needs a part that was an
+                object in Python and is not given here.
         """
         checkpoint = read_checkpoint(checkpoint_path)
         arguments = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
@@ -140,7 +142,16 @@ class MetaLearner(LightningModule):
         set_parsing_settings(import_path_allowlist=[*TRUSTED, *trust])  # Lightning builds the learner by jsonargparse
         # Lightning reads the file again; what replaces its arguments names classes by where they are today.
         options = options if "hparams_file" in options else arguments | options
-        return super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
+        parts = checkpoint.get(PARTS_KEY, {})
+        check_parts(checkpoint_path, parts, options, cls)
+        try:
+            learner = super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
+        except RuntimeError as error:
+            raise UsageError(
+                f"checkpoint {checkpoint_path} is of another network: give the one that was trained, load(path, network=…)"
+            ) from error
+        warn_of_others(checkpoint_path, parts, learner)
+        return learner
 
     @property
     def protocol(self) -> str:
@@ -248,6 +259,8 @@ class MetaLearner(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[COUNTERS_KEY] = {"measured_chunk": self.measured_chunk, "skipped_in_a_row": self.skipped_in_a_row}
+        if parts := kept_parts(self, self.hparams):
+            checkpoint[PARTS_KEY] = parts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, value in checkpoint.get(COUNTERS_KEY, {}).items():
