@@ -26,7 +26,10 @@ MISTYPED = {
         ["fit", "--model.adaptation.inner_solver.lr", "fast"],
         "--model.adaptation.inner_solver.lr cannot be fast: give a number",
     ),
-    "a choice": (["fit", *TABLE, "--data.source.target=y", "--data.source.kind=u"], "one of classification, regression"),
+    "a choice": (
+        ["fit", *TABLE, "--data.source.target=y", "--data.source.kind=u"],
+        "one of classification, regression",
+    ),
     "a class": (["fit", "--model.adaptation.inner_solver", "Nestrov"], "did you mean Nesterov"),
     "a class of torch": (["fit", "--model.optimizer", "Adan"], "did you mean Adam"),
     "a class that nothing is like": (["fit", "--model.network", "Xyzzy"], "names no class that there is, Xyzzy"),
