@@ -20,7 +20,7 @@ from imaml_lightning import (
 )
 from imaml_lightning.adaptation import Adaptation
 from imaml_lightning.curvature import GaussNewton, Hessian
-from imaml_lightning.linearisation import WrittenOut
+from imaml_lightning.derivatives import _FromFold
 from imaml_lightning.models import Conv4, fused
 from imaml_lightning.models.folded import FoldedPoint
 from imaml_lightning.optimizers import SGD
@@ -61,7 +61,7 @@ def test_outputs_and_jacobian_products_equal_those_of_one_task_at_a_time(options
     assert network.can_fold
     at = network.fold(x)(phi)
     u, g = torch.randn_like(phi), torch.randn(tasks, EXAMPLES, WAY, dtype=torch.float64)
-    ju, jg = at.tangent(network.split(u)), network.join(at.cotangent(g))
+    ju, jg = at.jvp(network.split(u)), network.join(at.vjp(g))
     for i in range(tasks):
 
         def one(vector: Tensor, i: int = i) -> Tensor:
@@ -79,7 +79,7 @@ def test_autograd_goes_through_the_outputs() -> None:
     phi.requires_grad_()
     (actual,) = torch.autograd.grad((network.tasks(phi, x) * weight).sum(), phi)
     with torch.no_grad():
-        torch.testing.assert_close(actual, network.join(network.fold(x)(phi).cotangent(weight)))
+        torch.testing.assert_close(actual, network.join(network.fold(x)(phi).vjp(weight)))
 
 
 class Plain(Conv4):
@@ -97,7 +97,7 @@ def test_linearisation_equals_autograd(options: dict) -> None:
         InnerObjective(n, Examples(x, y), theta, proximal, nn.CrossEntropyLoss()).linearise(phi)
         for n in (network, plain)
     )
-    torch.testing.assert_close(written.support_loss, graph.support_loss)
+    torch.testing.assert_close(written.loss.loss, graph.loss.loss)
     torch.testing.assert_close(written.gradient, graph.gradient)
     for curvature in (GaussNewton(), Hessian()):
         product = curvature.product(written, u)
@@ -135,13 +135,13 @@ def points() -> int:
 
 
 def test_activations_of_a_step_go_with_its_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
-    product, counts = WrittenOut.support_hessian, []
+    product, counts = _FromFold.hvp, []
 
-    def counted(self: WrittenOut, u: Tensor) -> Tensor:
+    def counted(self: _FromFold, u: Tensor) -> Tensor:
         counts.append(points())
         return product(self, u)
 
-    monkeypatch.setattr(WrittenOut, "support_hessian", counted)
+    monkeypatch.setattr(_FromFold, "hvp", counted)
     gc.collect()  # what other tests have left in cycles
     meta_gradient(Conv4, Unrolled(SGD(lr=0.1), steps=4))
     assert counts == [4, 3, 2, 1]  # and none of the query set
