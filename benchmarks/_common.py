@@ -26,10 +26,10 @@ from imaml_lightning import (
     Solution,
 )
 from imaml_lightning.adaptation import Adapted, Unrolled
-from imaml_lightning.curvature import Curvature, GaussNewton
 from imaml_lightning.data import Omniglot
-from imaml_lightning.objective import LinearisedObjective
 from imaml_lightning.optimizers import SGD
+from imaml_lightning.problem.curvature import Curvature, GaussNewton
+from imaml_lightning.problem.objective import LinearisedObjective
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from imaml_lightning.adaptation import Implicit
-from imaml_lightning.curvature import Hessian
 from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.inner import LBFGS
 from imaml_lightning.linear import ConjugateGradient
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.parameters import FlatNetwork
-from imaml_lightning.proximal import LowRankProximalTerm, ProximalTerm
+from imaml_lightning.problem.curvature import Hessian
+from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.proximal import LowRankProximalTerm, ProximalTerm
 
 
 def fitted(term: ProximalTerm, features: int = 5) -> tuple[ProximalTerm, FlatNetwork]:

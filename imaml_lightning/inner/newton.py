@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
+from imaml_lightning.errors import check_at_least, check_fraction
 from imaml_lightning.inner.base import InnerSolver
 from imaml_lightning.inner.line_search import Point, backtrack
 from imaml_lightning.inner.progress import Progress
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.rows import some
-from imaml_lightning.solution import Solution
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.rows import some
+from imaml_lightning.problem.solution import Solution
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Newton(InnerSolver):
     rtol: float = 1e-5
 
     def __post_init__(self) -> None:
-        checks.at_least(1, "inner_solver", max_steps=self.max_steps)
-        checks.fraction("inner_solver", rtol=self.rtol)
+        check_at_least(1, "inner_solver", max_steps=self.max_steps)
+        check_fraction("inner_solver", rtol=self.rtol)
 
     def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
         at = Point(start, *objective.value_and_gradient(start))

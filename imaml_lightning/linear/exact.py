@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import UsageError, check_fraction
 from imaml_lightning.linear.base import LinearSolver, Product
-from imaml_lightning.rows import norm
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.rows import norm
+from imaml_lightning.problem.solution import Result, Solution
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,13 @@ class Exact(LinearSolver):
     rtol: float = 1e-4
 
     def __post_init__(self) -> None:
-        checks.fraction("linear_solver", rtol=self.rtol)
+        check_fraction("linear_solver", rtol=self.rtol)
 
     def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
         if not hasattr(product, "inverse"):
-            raise UsageError("the linear solver Exact needs a matrix with a closed form: use Dense or ConjugateGradient")
+            raise UsageError(
+                "the linear solver Exact needs a matrix with a closed form: use Dense or ConjugateGradient"
+            )
         inverse = product.inverse()
         u = inverse(rhs)
         u = u + inverse(rhs - product(u))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from imaml_lightning import checks
 from imaml_lightning.episode import IGNORED, Examples
+from imaml_lightning.errors import check_positive
 
 
 class OneHotSquaredError(nn.Module):
@@ -30,7 +30,7 @@ class OneHotSquaredError(nn.Module):
 
     def __init__(self, target: float = 10.0, learn: bool = True) -> None:
         super().__init__()
-        checks.positive("support_criterion", target=target)
+        check_positive("support_criterion", target=target)
         self.log_target = nn.Parameter(torch.tensor(math.log(target)), requires_grad=learn)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
