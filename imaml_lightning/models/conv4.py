@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from imaml_lightning.errors import UsageError
 from imaml_lightning.models.folded import FoldedConv4
 from imaml_lightning.models.parts import BodyAndHead, Norm, convolution, normalisation
+from imaml_lightning.models.recognised import recognise
 
 
 class Conv4(BodyAndHead):
@@ -61,14 +62,11 @@ class Conv4(BodyAndHead):
                 layers.append(("norm", normalisation(norm, filters)))
             blocks.append(nn.Sequential(OrderedDict(layers)))
         super().__init__(nn.Sequential(*blocks), way, channels, size, zero_head)
-        self.strided, self.norm = strided, norm
 
     @property
     def fold(self) -> Callable[[Tensor], FoldedConv4] | None:
-        """The network on many tasks at once, of images ``[task, example, channel, height, width]``; None with group
-        normalisation, for a subclass, whose layers may be others, and where forward hooks wait to be called.
+        """The network on many tasks at once, of images ``[task, example, channel, height, width]``; None for a subclass, and
+        for a network that was edited or is otherwise not exactly what is written out (group normalisation).
         """
-        if type(self) is not Conv4 or self.norm == "group" or any(m._forward_hooks for m in self.modules()):
-            return None
-        eps = next((m.eps for m in self.modules() if isinstance(m, nn.BatchNorm2d)), None)
-        return lambda x: FoldedConv4(x, self.strided, eps)
+        passes = recognise(self) if type(self) is Conv4 else None
+        return passes and (lambda x: FoldedConv4(x, *passes))
