@@ -35,29 +35,44 @@ class Folded(Protocol):
 class FlatNetwork:
     """``network`` as a function of the flat vector ``[param]`` of its adapted parameters.
 
+    Which these are is settled here, once. Frozen parameters (``requires_grad=False``) are never among them.
+
     Args:
         network: any module without buffers that its forward pass changes.
-        adapt: name patterns (``head.*``); the parameters that match one are adapted to each task,
-            in the network's own order. All others keep their meta-learned values.
+        adapt: name patterns (``head.*``); the parameters that match one, by any of their names where several layers share
+            one, are adapted to each task, in the network's own order. All others keep their meta-learned values.
 
     Raises:
-        UsageError: if no parameter matches.
+        UsageError: if no parameter matches, or those that do cannot stand in one vector.
     """
 
     def __init__(self, network: nn.Module, adapt: Sequence[str] = ("*",)) -> None:
-        named = dict(network.named_parameters())
         self.network = network
-        self.names = [name for name in named if any(fnmatchcase(name, pattern) for pattern in adapt)]
-        if not self.names:
-            raise UsageError(
-                f"no parameter of {type(network).__name__} matches adapt={list(adapt)}: use patterns of {list(named)}"
-            )
-        self.shapes = [named[name].shape for name in self.names]
+        aliases: dict[nn.Parameter, list[str]] = {}
+        for name, parameter in network.named_parameters(remove_duplicate=False):
+            aliases.setdefault(parameter, []).append(name)
+        matching = {
+            names[0]: parameter
+            for parameter, names in aliases.items()
+            if any(fnmatchcase(name, pattern) for name in names for pattern in adapt)
+        }
+        named = {name: parameter for name, parameter in matching.items() if parameter.requires_grad}
+        _check_adapted(network, adapt, matching, named)
+        self.names = list(named)
+        self.shapes = [parameter.shape for parameter in named.values()]
         self.sizes = [shape.numel() for shape in self.shapes]
 
     def vector(self) -> Tensor:
-        """θ ``[param]``: the adapted parameters as one vector; differentiable."""
-        return torch.cat([self.network.get_parameter(name).flatten() for name in self.names])
+        """θ ``[param]``: the adapted parameters as one vector; differentiable.
+
+        Raises:
+            UsageError: some of them, not all, have been frozen since.
+        """
+        parameters = {name: self.network.get_parameter(name) for name in self.names}
+        frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+        if 0 < len(frozen) < len(parameters):
+            raise UsageError(f"{frozen[0]} was frozen when its learner was there: freeze before MetaLearner is made")
+        return torch.cat([parameter.flatten() for parameter in parameters.values()])
 
     def shared(self) -> list[nn.Parameter]:
         """The parameters that are meta-learned but not adapted."""
@@ -101,6 +116,27 @@ class FlatNetwork:
         fold: Any = self.network.fold
         folded = fold(x)
         return lambda phi: folded.at(self.split(phi))
+
+
+def _check_adapted(
+    network: nn.Module, adapt: Sequence[str], matching: dict[str, nn.Parameter], adapted: dict[str, nn.Parameter]
+) -> None:
+    """Refuse parameters that cannot be adapted; ``adapted`` are those ``matching`` that are not frozen."""
+    owner, patterns = type(network).__name__, f"adapt={list(adapt)}"
+    if not matching:
+        names = [name for name, _ in network.named_parameters()]
+        raise UsageError(f"no parameter of {owner} matches {patterns}: use patterns of {names}")
+    if not adapted:
+        raise UsageError(
+            f"all parameters of {owner} that match {patterns} are frozen: set requires_grad of {list(matching)}"
+        )
+    for name, parameter in adapted.items():
+        if nn.parameter.is_lazy(parameter):
+            raise UsageError(f"{name} of {owner} has no shape yet: evaluate the network on some inputs once")
+        if not parameter.is_floating_point():
+            raise UsageError(f"{name} of {owner} is {parameter.dtype}: freeze it, or make it real floating point")
+    if len(types := {parameter.dtype for parameter in adapted.values()}) > 1:
+        raise UsageError(f"adapted parameters of {owner} are of types {sorted(map(str, types))}: make them one type")
 
 
 class _FoldedOutputs(torch.autograd.Function):

@@ -152,6 +152,7 @@ EDITS: dict[str, Edit] = {
     "forward_pre_hook": wrapped("register_forward_pre_hook", lambda module, inputs: (2 * inputs[0],)),
     "pre_hook_of_the_network": wrapped("register_forward_pre_hook", lambda module, inputs: (2 * inputs[0],), ""),
     "tied": tied,
+    "frozen": frozen,
     "extra_parameter": extra_parameter,
     "order_of_parameters": order_of_parameters,
     "parametrized": lambda network: parametrize.register_parametrization(network.head, "weight", Twice()),
