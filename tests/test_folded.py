@@ -156,34 +156,3 @@ def test_activations_go_when_the_meta_gradient_is_there(adaptation: Adaptation) 
         assert not points()
     finally:
         gc.enable()
-
-
-class Scaled(Conv4):
-    """A subclass whose forward pass is another."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
-
-
-def hooked() -> Conv4:
-    network = Conv4(filters=4)
-    network.head.register_forward_hook(lambda module, inputs, outputs: 2 * outputs)
-    return network
-
-
-@pytest.mark.parametrize(
-    ("network", "adapt"),
-    [
-        (Scaled(filters=4), ("*",)),
-        (hooked(), ("*",)),
-        (Conv4(filters=4, norm="group"), ("*",)),
-        (Conv4(filters=4), ("head.*",)),
-    ],
-    ids=["subclass", "hooked", "group_norm", "head_only"],
-)
-def test_other_networks_take_the_general_route(network: nn.Module, adapt: tuple[str]) -> None:
-    flat = FlatNetwork(network, adapt)
-    phi, x = flat.vector().detach().expand(2, -1) + 0.1, torch.randn(2, 5, 1, 28, 28)
-    assert not flat.can_fold
-    expected = [functional_call(network, flat.named(phi[i]), (x[i],)) for i in range(2)]
-    torch.testing.assert_close(flat.tasks(phi, x), torch.stack(expected), rtol=1e-4, atol=1e-4)

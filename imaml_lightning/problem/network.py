@@ -46,28 +46,36 @@ class FlatNetwork:
     axis of length 1, which stands for every class: for a task of so many classes the flat vector has a row for each.
     ``[stored]`` is the length without such repetition; where there is none, ``[param]`` and ``[stored]`` are the same.
 
+    Which these are is settled here, once. Frozen parameters (``requires_grad=False``) are never among them.
+
     Args:
         network: any module without buffers that its forward pass changes.
-        adapt: name patterns (``head.*``); the parameters that match one are adapted to each task,
-            in the network's own order. All others keep their meta-learned values.
+        adapt: name patterns (``head.*``); the parameters that match one, by any of their names where several layers share
+            one, are adapted to each task, in the network's own order. All others keep their meta-learned values.
 
     Raises:
-        UsageError: if no parameter matches.
+        UsageError: if no parameter matches, or those that do cannot stand in one vector.
     """
 
     def __init__(self, network: nn.Module, adapt: Sequence[str] = ("*",)) -> None:
-        per_class = _per_class(network)
-        named = dict(network.named_parameters()) | per_class
         self.network = network
-        self.names = [name for name in named if any(fnmatchcase(name, pattern) for pattern in adapt)]
-        if not self.names:
-            raise UsageError(
-                f"no parameter of {type(network).__name__} matches adapt={list(adapt)}: use patterns of {list(named)}"
-            )
-        self.keys = self.names
-        self.shapes = [named[name].shape for name in self.names]
+        per_class = _per_class(network)
+        aliases: dict[Tensor, list[str]] = {}
+        for name, tensor in [*network.named_parameters(remove_duplicate=False), *per_class.items()]:
+            aliases.setdefault(tensor, []).append(name)
+        matching = {
+            names[0]: tensor
+            for tensor, names in aliases.items()
+            if any(fnmatchcase(name, pattern) for name in names for pattern in adapt)
+        }
+        starts = {name for name, tensor in per_class.items() if not isinstance(tensor, nn.Parameter)}
+        named = {name: tensor for name, tensor in matching.items() if tensor.requires_grad or name in starts}
+        _check_adapted(network, adapt, matching, named)
+        self.names = self.keys = list(named)
+        self.shapes = [tensor.shape for tensor in named.values()]
         self.sizes = [shape.numel() for shape in self.shapes]
         self.repeated = [name in per_class for name in self.names]
+        self._learned = [isinstance(tensor, nn.Parameter) for tensor in named.values()]
 
     def part(self, module: nn.Module, keys: Sequence[str]) -> FlatNetwork:
         """The same vector as a function of ``module``, a part of the network in which the tensors are called ``keys``."""
@@ -81,12 +89,20 @@ class FlatNetwork:
         return any(self.repeated)
 
     def vector(self, way: int | None = None) -> Tensor:
-        """θ ``[param]`` for tasks of ``way`` classes (needed only where these are free); differentiable."""
+        """θ ``[param]`` for tasks of ``way`` classes (needed only where these are free); differentiable.
+
+        Raises:
+            UsageError: the number of classes is needed, or some of the parameters, not all, have been frozen since.
+        """
+        tensors = [_tensor(self.network, key) for key in self.keys]
+        learned = [(key, t) for key, t, is_learned in zip(self.keys, tensors, self._learned, strict=True) if is_learned]
+        frozen = [key for key, tensor in learned if not tensor.requires_grad]
+        if 0 < len(frozen) < len(learned):
+            raise UsageError(f"{frozen[0]} was frozen when its learner was there: freeze before MetaLearner is made")
         if not self.any_way:
-            return torch.cat([_tensor(self.network, key).flatten() for key in self.keys])
+            return torch.cat([tensor.flatten() for tensor in tensors])
         if way is None:
             raise UsageError("the network is free in its number of classes: say for how many the vector is to be")
-        tensors = [_tensor(self.network, key) for key in self.keys]
         rows = zip(tensors, self.repeated, strict=True)
         return torch.cat([(t.expand(way, *t.shape[1:]) if repeated else t).flatten() for t, repeated in rows])
 
@@ -179,6 +195,27 @@ def hooked(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in names) or bool(
         _global_forward_hooks or _global_forward_pre_hooks or _global_backward_hooks or _global_backward_pre_hooks
     )
+
+
+def _check_adapted(
+    network: nn.Module, adapt: Sequence[str], matching: dict[str, Tensor], adapted: dict[str, Tensor]
+) -> None:
+    """Refuse parameters that cannot be adapted; ``adapted`` are those ``matching`` that are not frozen."""
+    owner, patterns = type(network).__name__, f"adapt={list(adapt)}"
+    if not matching:
+        names = [name for name, _ in network.named_parameters()]
+        raise UsageError(f"no parameter of {owner} matches {patterns}: use patterns of {names}")
+    if not adapted:
+        raise UsageError(
+            f"all parameters of {owner} that match {patterns} are frozen: set requires_grad of {list(matching)}"
+        )
+    for name, parameter in adapted.items():
+        if nn.parameter.is_lazy(parameter):
+            raise UsageError(f"{name} of {owner} has no shape yet: evaluate the network on some inputs once")
+        if not parameter.is_floating_point():
+            raise UsageError(f"{name} of {owner} is {parameter.dtype}: freeze it, or make it real floating point")
+    if len(types := {parameter.dtype for parameter in adapted.values()}) > 1:
+        raise UsageError(f"adapted parameters of {owner} are of types {sorted(map(str, types))}: make them one type")
 
 
 def _per_class(network: nn.Module) -> dict[str, Tensor]:

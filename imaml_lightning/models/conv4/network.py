@@ -9,7 +9,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from imaml_lightning.errors import UsageError
-from imaml_lightning.models.conv4.folded import FoldedConv4
+from imaml_lightning.models.conv4.network.folded import FoldedConv4
+from imaml_lightning.models.conv4.network.recognised import recognise
 from imaml_lightning.models.parts import BodyAndHead, Norm, convolution, normalisation
 
 
@@ -71,15 +72,11 @@ class Conv4(BodyAndHead):
                 layers.append(("norm", normalisation(norms[block], filters)))
             blocks.append(nn.Sequential(OrderedDict(layers)))
         super().__init__(nn.Sequential(*blocks), way, channels, size, zero_head, unit_length)
-        self.foldable = pools == 4 and way is not None and not unit_length and norms in (["batch"] * 4, ["none"] * 4)
-        self.strided, self.norm = strided, norms[0]
 
     @property
     def fold(self) -> Callable[[Tensor], FoldedConv4] | None:
-        """The network on many tasks at once, of images ``[task, example, channel, height, width]``; None with group
-        normalisation, for a subclass, whose layers may be others, and where forward hooks wait to be called.
+        """The network on many tasks at once, of images ``[task, example, channel, height, width]``; None for a subclass, and
+        for a network that was edited or is otherwise not exactly what is written out (group normalisation).
         """
-        if type(self) is not Conv4 or not self.foldable or any(m._forward_hooks for m in self.modules()):
-            return None
-        eps = next((m.eps for m in self.modules() if isinstance(m, nn.BatchNorm2d)), None)
-        return lambda x: FoldedConv4(x, self.strided, eps)
+        passes = recognise(self) if type(self) is Conv4 else None
+        return passes and (lambda x: FoldedConv4(x, *passes))
