@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from imaml_lightning.models.conv4.network import fused
-from imaml_lightning.models.conv4.network.fused import Mixture, ReLU, channel_sums, max_pool_relu
+from imaml_lightning.models.conv4 import fused
+from imaml_lightning.models.conv4.fused import Mixture, ReLU, channel_sums, max_pool_relu
 
 _aten = torch.ops.aten
 

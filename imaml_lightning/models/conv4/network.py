@@ -9,8 +9,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from imaml_lightning.errors import UsageError
-from imaml_lightning.models.conv4.network.folded import FoldedConv4
-from imaml_lightning.models.conv4.network.recognised import recognise
+from imaml_lightning.models.conv4.folded import FoldedConv4
+from imaml_lightning.models.conv4.recognised import recognise
 from imaml_lightning.models.parts import BodyAndHead, Norm, convolution, normalisation
 
 
