@@ -19,7 +19,8 @@ from imaml_lightning import (
     Unrolled,
 )
 from imaml_lightning.adaptation import Adaptation
-from imaml_lightning.models import Conv4, fused
+from imaml_lightning.models import Conv4
+from imaml_lightning.models.conv4 import fused
 from imaml_lightning.models.conv4.folded import FoldedPoint
 from imaml_lightning.optimizers import SGD
 from imaml_lightning.problem.curvature import GaussNewton, Hessian

@@ -74,6 +74,9 @@ class Adaptation(nn.Module, ABC):
         proximal: the regulariser λ/2 ‖φ − θ‖² of the inner objective.
     """
 
+    regroups = (
+        False  # whether it evaluates examples in other batches than their sets, so that the network has to stay whole
+    )
     constant = False  # whether every meta-step does the same work on other numbers, so that it can be recorded
 
     def __init__(self, proximal: ProximalTerm) -> None:

@@ -36,6 +36,8 @@ class Continued(Unrolled):
     Source: Grefenstette et al. (2019), section 4.1, the experiment of its figure 1.
     """
 
+    regroups = True
+
     def __init__(
         self, optimizer: DifferentiableOptimizer = SGD(), steps: int = 5, learned: Sequence[Learned] = ()
     ) -> None:

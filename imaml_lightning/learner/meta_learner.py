@@ -99,7 +99,9 @@ class MetaLearner(LightningModule):
         self.measured_chunk: int | None = None
         self.derivatives: CompiledDerivatives | None = None  # callbacks.Compiled sets them
         self.flat = FlatNetwork(self.network, adapt)
-        self.cut = Cut(self.flat)
+        regroups = f"{type(self.adaptation).__name__} groups examples anew"
+        self.cut = Cut(self.flat, regroups if self.adaptation.regroups else "")
+        _refuse_running_statistics(self.cut.adapted.network, self.cut.why_whole)
         self.adaptation.fit_to(self.flat)
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64))
         self.skipped_in_a_row = 0
@@ -385,6 +387,17 @@ class MetaLearner(LightningModule):
             self.log(f"{stage}/{shown}", score["mean"].float(), prog_bar=name == "accuracy", sync_dist=True)
             if name in ("loss", "accuracy"):
                 self.log(f"{stage}/{shown}_ci95", score["ci95"].float(), sync_dist=True)
+
+
+def _refuse_running_statistics(adapted: nn.Module, why_whole: str) -> None:
+    """What is adapted is evaluated at many points for each task, of which running statistics would be a mixture."""
+    for name, module in adapted.named_modules():
+        if getattr(module, "track_running_stats", False):
+            whole = f" (the network stays whole, because {why_whole})" if why_whole else ""
+            raise UsageError(
+                f"{type(module).__name__} {name} keeps running statistics among what is adapted{whole}: adapt only what comes "
+                "after it, or build it with track_running_stats=False (norm batch of the package's networks)"
+            )
 
 
 def validation_figures(classes: bool) -> set[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from imaml_lightning.errors import UsageError
 from imaml_lightning.problem.network import FlatNetwork, hooked
 
 
@@ -20,9 +20,13 @@ class Cut:
       ``chain`` beside its ``forward`` (the package's own have). Nested chains are taken apart, so the cut may lie
       between the layers of a block;
     - any other network one of whose modules holds all that is adapted and gives the network's output (a head). That it
-      does is looked at in every evaluation.
+      does is looked at in every evaluation, and if not the network is whole from then on, with a warning.
 
     Where neither holds, or something waits to be called around a chain (hooks), the network stays whole: ``features(x)`` is x.
+
+    Args:
+        flat: the whole network as a function of its adapted parameters.
+        whole: why it has to stay whole; empty cuts it where that can be.
 
     Attributes:
         adapted: what comes after the cut, as a function of the same flat vector.
@@ -30,11 +34,15 @@ class Cut:
         why_whole: why the network stays whole; empty where it is cut.
     """
 
-    def __init__(self, flat: FlatNetwork) -> None:
+    def __init__(self, flat: FlatNetwork, whole: str = "") -> None:
         self.module: nn.Module | None = None
-        self.adapted, self.why_whole = flat, ""
+        self._flat = self.adapted = flat
+        self.why_whole = whole
         self._apart: bool | None = None
+        self._head: _Head | None = None
         chain = _chain(flat.network)
+        if whole:
+            return
         if chain is not None:
             self._cut_chain(flat, chain)
         else:
@@ -52,6 +60,13 @@ class Cut:
         normalisation without running statistics), each task's support and query set pass it by themselves, as they would the
         whole network. In training ordinary batch normalisation takes its statistics over all images of the call.
         """
+        try:
+            return self._features(*sets)
+        except _NoEndError as error:
+            self._stay_whole(str(error))
+            return sets
+
+    def _features(self, *sets: Tensor) -> tuple[Tensor, ...]:
         if self.whole:
             return sets
         if self._apart is None and sum(x.shape[:2].numel() for x in sets) > 2:
@@ -81,8 +96,11 @@ class Cut:
                 module.training = training
         return bool((several[:2] - two).abs().amax() > 1e-3 * several.abs().amax())
 
+    def _stay_whole(self, why: str) -> None:
+        self.module, self.adapted, self.why_whole = None, self._flat, why
+        warnings.warn(f"every inner step evaluates the whole network, because {why}", stacklevel=3)
+
     def _cut_chain(self, flat: FlatNetwork, chain: Sequence[nn.Module]) -> None:
-        self._head = None
         adapted = {id(_get(flat.network, name)) for name in flat.names}
         first = next(i for i, m in enumerate(chain) if any(id(t) in adapted for t in _tensors(m).values()))
         if first == 0:
@@ -108,6 +126,10 @@ class Cut:
         self.adapted = flat.part(head, [name.removeprefix(f"{owner}.") for name in flat.names])
 
 
+class _NoEndError(Exception):
+    """A head is not just the end of its network."""
+
+
 class _Head:
     """A module of a network that gives the network's output, and of whose inputs the features are."""
 
@@ -116,11 +138,7 @@ class _Head:
         self.adapted = [_get(flat.network, each) for each in flat.names]
 
     def input_of(self, network: nn.Module, x: Tensor) -> Tensor:
-        """What enters the head.
-
-        Raises:
-            UsageError: the network does more with the head than to give it one tensor and to return what it says.
-        """
+        """What enters the head; _NoEndError if the network does more with it than to return what it says of one tensor."""
         calls: list[tuple[tuple, dict, object]] = []
         keep = self.head.register_forward_hook(
             lambda _, inputs, named, output: calls.append((inputs, named, output)), with_kwargs=True
@@ -129,12 +147,8 @@ class _Head:
             output = network(x)
         finally:
             keep.remove()
-        problem = self._problem(calls, output)
-        if problem:
-            raise UsageError(
-                f"{type(network).__name__} cannot be cut before {self.name}, because {problem}: adapt other parameters too "
-                "(--model.adapt), or let its forward end with that module"
-            )
+        if problem := self._problem(calls, output):
+            raise _NoEndError(f"{self.name} of {type(network).__name__} cannot stand alone: {problem}")
         features = calls[0][0][0]
         assert isinstance(features, Tensor)
         return features

@@ -266,4 +266,4 @@ def mean_over_real(criterion: Callable[[Tensor, Tensor], Tensor], z: Tensor, y: 
     if not y.is_floating_point():
         return criterion(z, y)
     real = ~y.isnan()
-    return criterion(z, torch.where(real, y, z)) * (real.numel() / real.sum())
+    return criterion(z, torch.where(real, y, z)) * (real.numel() / real.sum().to(z.dtype))
