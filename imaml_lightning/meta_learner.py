@@ -33,6 +33,7 @@ from imaml_lightning.metrics import EpisodeMean
 from imaml_lightning.models import Conv4
 from imaml_lightning.objective import InnerObjective, task_losses
 from imaml_lightning.parameters import FlatNetwork
+from imaml_lightning.randomness import seeded
 from imaml_lightning.solution import Result, indicators
 
 #: A run ends after this many meta-steps in a row whose gradient was not finite.
@@ -96,6 +97,7 @@ class MetaLearner(LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.task_chunk, self.clip_norm = task_chunk, clip_norm
         self.measured_chunk: int | None = None
+        self.seed: int | None = None  # of what the network draws; a checkpoint remembers it
         self.derivatives: CompiledDerivatives | None = None  # callbacks.Compiled sets them
         self.flat = FlatNetwork(self.network, adapt)
         self.adaptation.fit_to(self.flat)
@@ -182,8 +184,11 @@ class MetaLearner(LightningModule):
         if self.task_chunk == "measured" and self.measured_chunk is None:
             self._measure_chunk(episode.support)
         chunks = list(episode.chunks(self._chunk_size()))
+        meta_step = (
+            self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        )  # since the first, with those that were skipped
         for number, chunk in enumerate(chunks, start=1):
-            with self._gradient_sync(number == len(chunks)):
+            with self._gradient_sync(number == len(chunks)), self._drawing(meta_step, number):
                 logs.append(self.learn(chunk, episode.tasks, log_now))
         norm = self._outer_step()
         if log_now:
@@ -200,14 +205,15 @@ class MetaLearner(LightningModule):
         return self._task_figures(chunk, adapted, figures) if log_now else {}
 
     def validation_step(self, episode: Episode, batch_idx: int) -> None:
-        self._evaluate(episode)
+        self._evaluate(episode, batch_idx)
 
     def test_step(self, episode: Episode, batch_idx: int) -> None:
-        self._evaluate(episode)
+        self._evaluate(episode, batch_idx)
 
     def predict_step(self, episode: Episode, batch_idx: int) -> Tensor:
         """Outputs on the query set after adaptation ``[task, example, output]``: class probabilities or regression values."""
-        _, after = self.outputs(episode)
+        with self._drawing(batch_idx):
+            _, after = self.outputs(episode)
         return after if episode.query.y.is_floating_point() else after.softmax(-1)
 
     def outputs(self, episode: Episode) -> tuple[Tensor, Tensor]:
@@ -241,11 +247,23 @@ class MetaLearner(LightningModule):
         self.print(f"task_chunk {self.measured_chunk}; ms of an inner gradient a task, by tasks together: {measured}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[COUNTERS_KEY] = {"measured_chunk": self.measured_chunk, "skipped_in_a_row": self.skipped_in_a_row}
+        names = ("measured_chunk", "skipped_in_a_row", "seed")
+        checkpoint[COUNTERS_KEY] = {name: getattr(self, name) for name in names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, value in checkpoint.get(COUNTERS_KEY, {}).items():
             setattr(self, name, value)
+
+    def setup(self, stage: str) -> None:
+        if self.seed is None:
+            self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
+
+    def _drawing(self, *place: int) -> contextlib.AbstractContextManager:
+        """Within it the network draws (dropout, noise) by the run's seed, this rank and ``place`` alone: a resumed run draws
+        the same, whatever validation, the log or a user's own code has drawn in between.
+        """
+        assert self.seed is not None
+        return seeded(self.device, self.seed, self.global_rank, *place)
 
     def _chunk_size(self) -> int | None:
         if self.measured_chunk is not None and self.task_chunk == "measured":
@@ -329,8 +347,8 @@ class MetaLearner(LightningModule):
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
-    def _evaluate(self, episode: Episode) -> None:
-        with _normal_mode():
+    def _evaluate(self, episode: Episode, number: int) -> None:
+        with _normal_mode(), self._drawing(number):
             for chunk in _own(episode).chunks(self._chunk_size()):
                 adapted = self.adapted(chunk.support)
                 figures = self._task_figures(chunk, adapted, self.judge(adapted.phi, chunk.query))

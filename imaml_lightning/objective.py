@@ -14,6 +14,7 @@ from imaml_lightning.episode import Examples
 from imaml_lightning.linearisation import ByAutograd, ByCompiled, Linearisation, WrittenOut
 from imaml_lightning.parameters import FlatNetwork, Folded, mean_over_real, per_task
 from imaml_lightning.proximal import ProximalTerm
+from imaml_lightning.randomness import Generators
 from imaml_lightning.rows import some
 
 
@@ -106,7 +107,13 @@ class InnerObjective:
 
     def linearise(self, phi: Tensor) -> Linearisation:
         """G linearised at ``phi [task, param]``: one gradient evaluation."""
-        of_regulariser = self.theta, self.proximal, lambda at: self.value_and_gradient(at)[1]
+        generators = Generators(phi.device)
+
+        def gradient_at(at: Tensor) -> Tensor:
+            with generators.again():  # the same function at other points, also where the network draws
+                return self.value_and_gradient(at)[1]
+
+        of_regulariser = self.theta, self.proximal, gradient_at
         with torch.enable_grad():
             if self.compiled:
                 return ByCompiled(phi, self.compiled, self.support, self._loss_at, *of_regulariser)
