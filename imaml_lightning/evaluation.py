@@ -19,6 +19,7 @@ from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.meta_learner import MetaLearner
 from imaml_lightning.metrics import EpisodeMean
+from imaml_lightning.modes import answering
 
 
 def load(path: str | Path) -> tuple[MetaLearner, EpisodeDataModule]:
@@ -51,7 +52,7 @@ def one_at_a_time(learner: MetaLearner, episode: Episode) -> Tensor:
     ``all_at_once`` gives. Costs (support + 1) forward passes for each query example. Source: Nichol, Achiam, Schulman
     (2018), "On first-order meta-learning algorithms", section 6.1, and its released code.
     """
-    with usable(episode) as episode, torch.no_grad():
+    with answering(learner), usable(episode) as episode, torch.no_grad():
         phi = learner.adapted(episode.support).phi
         tasks = zip(phi, episode.support.x, episode.query.x, strict=True)
         return torch.stack([_each_with(learner, *task) for task in tasks])

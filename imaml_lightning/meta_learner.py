@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import resource
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from imaml_lightning import checks
 from imaml_lightning.adaptation import Adaptation, Adapted, Implicit
@@ -29,12 +29,16 @@ from imaml_lightning.checkpoint import TRUSTED, check_trusted, read_checkpoint
 from imaml_lightning.compiled import CompiledDerivatives
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import DivergedError, UsageError
+from imaml_lightning.memory import peak_memory
 from imaml_lightning.metrics import EpisodeMean
 from imaml_lightning.models import Conv4
+from imaml_lightning.modes import answering
 from imaml_lightning.objective import InnerObjective, task_losses
+from imaml_lightning.outer import monitored, try_step
 from imaml_lightning.parameters import FlatNetwork
 from imaml_lightning.randomness import seeded
 from imaml_lightning.solution import Result, indicators
+from imaml_lightning.targets import settled
 
 #: A run ends after this many meta-steps in a row whose gradient was not finite.
 MAX_SKIPPED = 10
@@ -58,8 +62,8 @@ class MetaLearner(LightningModule):
         adaptation: the map θ ↦ φ; Implicit is iMAML.
         criterion: loss of outputs against targets, inner and outer; CrossEntropyLoss or MSELoss.
         support_criterion: another loss for the support set, such as a learned one; None is ``criterion``.
-        optimizer: the outer optimizer.
-        scheduler: of the outer learning rate, stepped once a meta-step.
+        optimizer: the outer optimizer; Adam of rate 0.001 if not given.
+        scheduler: of the outer learning rate, stepped once a meta-step; ``ReduceLROnPlateau`` after each validation.
         adapt: name patterns of the parameters that are adapted to a task; the others keep their meta-learned values.
         task_chunk: tasks solved together by vmap; ``auto`` is at most 16 on a CPU and all at once elsewhere, ``measured`` is what
             is fastest here in the first meta-step (a checkpoint remembers it). Changes memory and speed, and results only by rounding.
@@ -77,7 +81,7 @@ class MetaLearner(LightningModule):
         adaptation: Adaptation | None = None,
         criterion: nn.Module | None = None,
         support_criterion: nn.Module | None = None,
-        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=0.001),
+        optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         adapt: Sequence[str] = ("*",),
         task_chunk: int | Literal["auto", "measured"] = "auto",
@@ -94,7 +98,9 @@ class MetaLearner(LightningModule):
         self.adaptation = adaptation or Implicit()
         self.criterion = criterion or nn.CrossEntropyLoss()
         self.support_criterion = support_criterion
-        self.optimizer, self.scheduler = optimizer, scheduler
+        # No lambda, which could not be pickled.
+        self.optimizer = optimizer or partial(torch.optim.Adam, lr=0.001)
+        self.scheduler = scheduler
         self.task_chunk, self.clip_norm = task_chunk, clip_norm
         self.measured_chunk: int | None = None
         self.seed: int | None = None  # of what the network draws; a checkpoint remembers it
@@ -138,7 +144,8 @@ class MetaLearner(LightningModule):
         checkpoint = read_checkpoint(checkpoint_path)
         check_trusted(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), checkpoint_path, trust)
         set_parsing_settings(import_path_allowlist=[*TRUSTED, *trust])  # Lightning builds the learner by jsonargparse
-        return super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
+        with torch.inference_mode(False):  # or its parameters could never be differentiated
+            return super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
 
     @property
     def protocol(self) -> str:
@@ -147,11 +154,13 @@ class MetaLearner(LightningModule):
         return "transductive" if batch_norm else "inductive"
 
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
+        trained = [p for p in self.parameters() if p.requires_grad]
         try:
-            optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+            optimizer = self.optimizer(iter(trained))
             checks.positive("model.optimizer.init_args", lr=optimizer.param_groups[0]["lr"])
         except (ValueError, TypeError) as error:
             raise UsageError(f"--model.optimizer cannot be used ({error}): set its lr and other init_args") from error
+        try_step(self.optimizer, trained)
         if self.scheduler is None:
             return {"optimizer": optimizer}
         return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
@@ -178,6 +187,7 @@ class MetaLearner(LightningModule):
 
     def training_step(self, episode: Episode, batch_idx: int) -> None:
         began = time.perf_counter()
+        episode = settled(episode)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0: never, as in a barebones Trainer
         log_now = every > 0 and (self.global_step + 1) % every == 0
         logs: list[dict[str, Tensor]] = []
@@ -217,10 +227,13 @@ class MetaLearner(LightningModule):
         return after if episode.query.y.is_floating_point() else after.softmax(-1)
 
     def outputs(self, episode: Episode) -> tuple[Tensor, Tensor]:
-        """The network's outputs on the query set ``[task, example, output]`` at θ and, adapted, at φ; without a graph."""
-        with _normal_mode():
+        """The network's outputs on the query set ``[task, example, output]`` at θ and, adapted, at φ; without a graph.
+
+        In evaluation mode, without dropout, also in the middle of a training and after it.
+        """
+        with answering(self), torch.no_grad():
             pairs = []
-            for chunk in _own(episode).chunks(self._chunk_size()):
+            for chunk in settled(episode).chunks(self._chunk_size()):
                 theta = self.flat.vector().expand(chunk.tasks, -1)
                 phi = self.adapted(chunk.support).phi
                 pairs.append(tuple(self.flat.tasks(at, chunk.query.x) for at in (theta, phi)))
@@ -234,6 +247,8 @@ class MetaLearner(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
+        if self.trainer.state.fn == "fit":
+            self._step_plateau()
 
     def on_test_epoch_end(self) -> None:
         self._log_scores("test")
@@ -253,6 +268,13 @@ class MetaLearner(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, value in checkpoint.get(COUNTERS_KEY, {}).items():
             setattr(self, name, value)
+
+    def on_train_start(self) -> None:
+        figure = monitored(self._outer_scheduler())
+        if figure is not None and not self.trainer.num_val_batches:
+            raise UsageError(
+                f"the scheduler waits for {figure} and there is no validation: use one that follows the steps"
+            )
 
     def setup(self, stage: str) -> None:
         if self.seed is None:
@@ -299,9 +321,8 @@ class MetaLearner(LightningModule):
         if finite:
             self.adaptation.after_outer_step(self.flat, optimizer.optimizer)
             self.skipped_in_a_row = 0
-            if self.scheduler is not None:
-                scheduler = self.lr_schedulers()
-                assert isinstance(scheduler, LRScheduler)
+            scheduler = self._outer_scheduler()
+            if scheduler is not None and monitored(scheduler) is None:
                 scheduler.step()
         else:
             self.skipped_steps += 1
@@ -312,6 +333,30 @@ class MetaLearner(LightningModule):
                 )
         optimizer.zero_grad()
         return norm
+
+    def _outer_scheduler(self) -> LRScheduler | None:
+        scheduler = self.lr_schedulers()
+        assert not isinstance(scheduler, list)
+        return scheduler
+
+    def _step_plateau(self) -> None:
+        """Tell a scheduler that waits for a figure of the validation what it has become.
+
+        Raises:
+            UsageError: validation has no such figure.
+        """
+        figure = monitored(self._outer_scheduler())
+        if figure is None or self.trainer.sanity_checking:
+            return
+        known = self.trainer.callback_metrics
+        if figure not in known:
+            raise UsageError(
+                f"the scheduler waits for {figure}, which validation does not log: set its monitor to one of "
+                f"{sorted(name for name in known if name.startswith('val/'))}"
+            )
+        scheduler = self._outer_scheduler()
+        assert isinstance(scheduler, ReduceLROnPlateau)
+        scheduler.step(known[figure])
 
     def _outer_optimizer(self) -> LightningOptimizer:
         optimizer = self.optimizers()
@@ -335,21 +380,17 @@ class MetaLearner(LightningModule):
     def _log_step(self, chunks: list[dict[str, Tensor]], norm: Tensor, seconds: float) -> None:
         logs = {name: torch.cat([chunk[name] for chunk in chunks]).double().mean() for name in chunks[0]}
         logs |= {"gradient_norm": norm, "skipped_steps": self.skipped_steps.double()} | self.adaptation.figures()
-        logs |= {"seconds": torch.tensor(seconds), "peak_memory_mb": torch.tensor(self._peak_memory())}
+        logs |= {"seconds": torch.tensor(seconds)}
+        if (peak := peak_memory(self.device)) is not None:
+            logs |= {"peak_memory_mb": torch.tensor(peak)}
         bar = "accuracy" if "accuracy" in logs else "loss"
         for name, value in logs.items():
             self.log(f"train/{name}", value.float(), prog_bar=name == bar, sync_dist=True)
         self.log("lr", self._outer_optimizer().param_groups[0]["lr"])
 
-    def _peak_memory(self) -> float:
-        """Peak memory of this process in MB: on the device for CUDA, resident otherwise."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
     def _evaluate(self, episode: Episode, number: int) -> None:
-        with _normal_mode(), self._drawing(number):
-            for chunk in _own(episode).chunks(self._chunk_size()):
+        with answering(self), torch.no_grad(), self._drawing(number):
+            for chunk in settled(episode).chunks(self._chunk_size()):
                 adapted = self.adapted(chunk.support)
                 figures = self._task_figures(chunk, adapted, self.judge(adapted.phi, chunk.query))
                 for name, values in figures.items():
@@ -373,15 +414,3 @@ def validation_figures(classes: bool) -> set[str]:
     inner = ("residual", "stationarity", "steps", *(code.name.lower() for code in Result))
     names = [f"{score}{kind}" for score in scores for kind in ("", "_before", "_ci95")]
     return {f"val/{name}" for name in (*names, *(f"inner_{name}" for name in inner))}
-
-
-@contextlib.contextmanager
-def _normal_mode() -> Iterator[None]:
-    """No gradients to meta-parameters, but autograd usable inside: inner solves need it, and inference mode forbids it."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
-def _own(episode: Episode) -> Episode:
-    """The episode as tensors that autograd accepts, also where the Trainer made them under inference mode."""
-    return Episode(*(Examples(*(t.clone() if t.is_inference() else t for t in part)) for part in episode))

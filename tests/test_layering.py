@@ -15,7 +15,20 @@ INSIDE = [path for path in FILES if path != ROOT / "__init__.py"]
 
 # Each layer with those directly below it; it may import these, what lies below them, and the leaves. A layer that is
 # not named here may import the leaves. __init__ is the table of contents and may import everything.
-LEAVES = {"checkpoint", "compat", "errors", "checks", "rows", "episode", "solution", "metrics", "randomness"}
+LEAVES = {
+    "checkpoint",
+    "compat",
+    "errors",
+    "checks",
+    "rows",
+    "episode",
+    "solution",
+    "metrics",
+    "randomness",
+    "modes",
+    "targets",
+    "memory",
+}
 BELOW: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"meta_learner", "data", "callbacks", "loggers", "predictor", "signals"},
@@ -28,7 +41,8 @@ BELOW: dict[str, set[str]] = {
     "uncertainty": {"diagnostics"},
     "diagnostics": {"meta_learner"},
     "dashboard": set(),
-    "meta_learner": {"adaptation", "calibration", "models"},
+    "meta_learner": {"adaptation", "calibration", "models", "outer"},
+    "outer": set(),
     "calibration": {"objective"},
     "adaptation": {"inner", "linear", "curvature", "objective", "optimizers"},
     "inner": {"linear", "curvature", "objective"},
