@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -37,6 +38,7 @@ from imaml_lightning.objective import InnerObjective, task_losses
 from imaml_lightning.outer import monitored, try_step
 from imaml_lightning.parameters import FlatNetwork
 from imaml_lightning.randomness import seeded
+from imaml_lightning.reach import exchanged, reached
 from imaml_lightning.solution import Result, indicators
 from imaml_lightning.targets import settled
 
@@ -109,6 +111,7 @@ class MetaLearner(LightningModule):
         self.adaptation.fit_to(self.flat)
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64))
         self.skipped_in_a_row = 0
+        self.unreached: set[str] = set()  # parameters, as far as it was said
         self.scores: dict[str, EpisodeMean] = {}  # of the episodes of this validation or test
 
     def _save_plain_hyperparameters(self) -> None:
@@ -197,9 +200,10 @@ class MetaLearner(LightningModule):
         meta_step = (
             self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
         )  # since the first, with those that were skipped
-        for number, chunk in enumerate(chunks, start=1):
-            with self._gradient_sync(number == len(chunks)), self._drawing(meta_step, number):
-                logs.append(self.learn(chunk, episode.tasks, log_now))
+        with self._all_or_none():
+            for number, chunk in enumerate(chunks, start=1):
+                with self._gradient_sync(number == len(chunks)), self._drawing(meta_step, number):
+                    logs.append(self.learn(chunk, episode.tasks, log_now))
         norm = self._outer_step()
         if log_now:
             self._log_step(logs, norm, time.perf_counter() - began)
@@ -211,7 +215,8 @@ class MetaLearner(LightningModule):
         figures = self.judge(adapted.phi, chunk.query)
         query = objective.on(chunk.query, self.criterion)
         loss = self.adaptation.outer_loss(adapted, figures["loss"], objective, query)
-        self.manual_backward(loss.sum() / tasks)
+        mean = loss.sum() / tasks
+        self.manual_backward(exchanged(mean, self._trained().values()) if self._in_ddp() else mean)
         return self._task_figures(chunk, adapted, figures) if log_now else {}
 
     def validation_step(self, episode: Episode, batch_idx: int) -> None:
@@ -277,6 +282,11 @@ class MetaLearner(LightningModule):
             )
 
     def setup(self, stage: str) -> None:
+        if self.trainer.precision in ("16-true", "bf16-true"):
+            raise UsageError(
+                f"precision {self.trainer.precision} leaves no digits for solves: set --trainer.precision to bf16-mixed, "
+                "under which they are float32, or 32-true"
+            )
         if self.seed is None:
             self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
 
@@ -294,6 +304,12 @@ class MetaLearner(LightningModule):
             return CPU_CHUNK if self.device.type == "cpu" else None
         return self.task_chunk
 
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def _in_ddp(self) -> bool:
+        return self._trainer is not None and isinstance(self.trainer.strategy, DDPStrategy)
+
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager:
         """Under DDP, ranks exchange gradients once a meta-step, in the backward pass of the last chunk."""
         strategy = self.trainer.strategy
@@ -302,6 +318,23 @@ class MetaLearner(LightningModule):
             if last or not isinstance(strategy, DDPStrategy)
             else strategy.block_backward_sync()
         )
+
+    @contextlib.contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """Parameters that the gradients taken within do not reach are not trained, on any number of ranks; says which, once."""
+        trained = self._trained()
+        with reached(trained.values() if self._in_ddp() else ()) as found:
+            yield
+        if self._in_ddp():
+            for p in trained.values():
+                p.grad = p.grad if p in found else None
+        unreached = [name for name, p in trained.items() if p.grad is None and name not in self.unreached]
+        if unreached:
+            self.unreached.update(unreached)
+            rank_zero_warn(
+                f"no gradient of {type(self.adaptation).__name__} reaches {', '.join(unreached)}: they stay as they are; "
+                "if they are to be learned, use an adaptation that differentiates them (Implicit gives all a gradient)"
+            )
 
     def _outer_step(self) -> Tensor:
         """One step of the outer optimizer; a meta-gradient that is not finite is skipped and counted. Returns its norm.

@@ -13,6 +13,7 @@ from imaml_lightning.compiled import CompiledDerivatives
 from imaml_lightning.episode import Examples
 from imaml_lightning.linearisation import ByAutograd, ByCompiled, Linearisation, WrittenOut
 from imaml_lightning.parameters import FlatNetwork, Folded, mean_over_real, per_task
+from imaml_lightning.precision import full_precision
 from imaml_lightning.proximal import ProximalTerm
 from imaml_lightning.randomness import Generators
 from imaml_lightning.rows import some
@@ -106,15 +107,18 @@ class InnerObjective:
         return support + self.proximal.product(phi - self.theta)
 
     def linearise(self, phi: Tensor) -> Linearisation:
-        """G linearised at ``phi [task, param]``: one gradient evaluation."""
+        """G linearised at ``phi [task, param]``, in full precision: one gradient evaluation."""
         generators = Generators(phi.device)
 
         def gradient_at(at: Tensor) -> Tensor:
-            with generators.again():  # the same function at other points, also where the network draws
+            with (
+                generators.again(),
+                full_precision(at.device),
+            ):  # the same function at other points, also where the network draws
                 return self.value_and_gradient(at)[1]
 
         of_regulariser = self.theta, self.proximal, gradient_at
-        with torch.enable_grad():
+        with torch.enable_grad(), full_precision(phi.device):
             if self.compiled:
                 return ByCompiled(phi, self.compiled, self.support, self._loss_at, *of_regulariser)
             if not self._written_out:

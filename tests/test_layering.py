@@ -28,6 +28,8 @@ LEAVES = {
     "modes",
     "targets",
     "memory",
+    "precision",
+    "reach",
 }
 BELOW: dict[str, set[str]] = {
     "__main__": {"cli"},

@@ -15,6 +15,7 @@ from imaml_lightning.inner import GradientDescent, InnerSolver
 from imaml_lightning.linear import ConjugateGradient, LinearSolver
 from imaml_lightning.linearisation import Linearisation
 from imaml_lightning.objective import InnerObjective
+from imaml_lightning.precision import full_precision
 from imaml_lightning.proximal import ProximalTerm
 
 
@@ -88,5 +89,6 @@ class _ImplicitLayer(torch.autograd.Function):
         u = ctx.solve(v)
         # Naming the inputs keeps autograd from walking back to φ as well, which would cost one more Hessian product.
         # The graph is kept because the caller may come again (retain_graph=True); it goes when the layer's output goes.
-        pulled = torch.autograd.grad(ctx.at.gradient, ctx.dependencies, -u, retain_graph=True, allow_unused=True)
+        with full_precision(u.device):
+            pulled = torch.autograd.grad(ctx.at.gradient, ctx.dependencies, -u, retain_graph=True, allow_unused=True)
         return None, None, None, *pulled
