@@ -16,7 +16,7 @@ from imaml_lightning.adaptation import FirstOrder, Implicit, Reptile, Unrolled
 from imaml_lightning.data import EpisodeSource
 from imaml_lightning.inner import GradientDescent
 from imaml_lightning.optimizers import SGD
-from imaml_lightning.proximal import ProximalTerm
+from imaml_lightning.problem.proximal import ProximalTerm
 
 RAW = "adaptation.proximal.raw"
 

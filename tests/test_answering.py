@@ -15,14 +15,15 @@ from tiny_learners import images, points, smooth_conv
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from imaml_lightning import Episode, Examples, Implicit, MetaLearner, UsageError, adapt, memory
-from imaml_lightning.diagnostics import adaptation_curve
-from imaml_lightning.evaluation import one_at_a_time
+from imaml_lightning import Episode, Examples, Implicit, MetaLearner, UsageError, adapt
+from imaml_lightning.evaluation.diagnostics import adaptation_curve
+from imaml_lightning.evaluation.predictor import load
+from imaml_lightning.evaluation.protocols import one_at_a_time
+from imaml_lightning.evaluation.uncertainty import predictive_variance
 from imaml_lightning.inner import GradientDescent
+from imaml_lightning.learner import memory
+from imaml_lightning.learner.targets import targets
 from imaml_lightning.models import MLP
-from imaml_lightning.predictor import load
-from imaml_lightning.targets import targets
-from imaml_lightning.uncertainty import predictive_variance
 
 quiet = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*", "ignore:.*number of training batches.*", "ignore:.*no `val_dataloader`.*"

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from imaml_lightning import Implicit, MetaLearner, UsageError
 from imaml_lightning.inner import GradientDescent
-from imaml_lightning.outer import try_step
+from imaml_lightning.learner.outer import try_step
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*", "ignore:.*number of training batches.*", "ignore:.*no `val_dataloader`.*"

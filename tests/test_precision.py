@@ -12,13 +12,13 @@ from tiny_learners import images, points, smooth_conv, smooth_mlp
 from torch import Tensor, nn
 
 from imaml_lightning import Episode, Examples, Implicit, MetaLearner, Unrolled, UsageError
-from imaml_lightning.curvature import Curvature, FiniteDifference, GaussNewton, Hessian
 from imaml_lightning.inner import GradientDescent, HessianFree, InnerSolver
 from imaml_lightning.linear import ConjugateGradient, LinearSolver, Minres
 from imaml_lightning.models import Conv4
 from imaml_lightning.optimizers import SGD, Learned
-from imaml_lightning.proximal import ProximalTerm
-from imaml_lightning.solution import Solution
+from imaml_lightning.problem.curvature import Curvature, FiniteDifference, GaussNewton, Hessian
+from imaml_lightning.problem.proximal import ProximalTerm
+from imaml_lightning.problem.solution import Solution
 
 
 @dataclass(frozen=True)

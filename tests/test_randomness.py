@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from imaml_lightning import EpisodeDataModule, Implicit, MetaLearner
 from imaml_lightning.adaptation import Adaptation, Unrolled
-from imaml_lightning.callbacks import Compiled
-from imaml_lightning.curvature import FiniteDifference, Hessian
 from imaml_lightning.data import Sinusoid
 from imaml_lightning.inner import GradientDescent
 from imaml_lightning.optimizers import SGD
-from imaml_lightning.randomness import draws, seeded
+from imaml_lightning.problem.curvature import FiniteDifference, Hessian
+from imaml_lightning.problem.randomness import draws, seeded
+from imaml_lightning.run.callbacks import Compiled
 
 CPU = torch.device("cpu")
 quiet = pytest.mark.filterwarnings(

@@ -8,7 +8,7 @@ import torch
 from cases import LINEAR_SOLVERS, System
 
 from imaml_lightning.linear import ConjugateGradient, DiagonalPreconditioner, Minres, Neumann, NystromPreconditioner
-from imaml_lightning.solution import Result
+from imaml_lightning.problem.solution import Result
 
 SOLVERS = {
     **LINEAR_SOLVERS,

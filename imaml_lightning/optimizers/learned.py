@@ -13,8 +13,8 @@ from torch.nn.functional import softplus
 
 from imaml_lightning.errors import UsageError
 from imaml_lightning.optimizers.base import DifferentiableOptimizer, TorchRule
-from imaml_lightning.parameters import FlatNetwork
-from imaml_lightning.precision import exactly
+from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.problem.precision import exactly
 
 Domain = Literal["positive", "unit", "real"]
 
