@@ -15,7 +15,7 @@ import torch
 from _common import publish
 
 from imaml_lightning.data import OmniglotChallenge
-from imaml_lightning.evaluation.protocols import all_at_once, evaluate, load, one_at_a_time
+from imaml_lightning.evaluation import all_at_once, evaluate, load, one_at_a_time
 
 RUNS = 20
 

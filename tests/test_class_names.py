@@ -13,7 +13,7 @@ from command import CONFIGS, SMALL
 
 from imaml_lightning import Implicit, MetaLearner, load
 from imaml_lightning.cli import main
-from imaml_lightning.evaluation.protocols import load as load_with_data
+from imaml_lightning.evaluation import load as load_with_data
 from imaml_lightning.learner.checkpoint import CONFIG_KEY, class_today
 from imaml_lightning.models import Conv4
 from imaml_lightning.problem import Hessian, NoProximalTerm
