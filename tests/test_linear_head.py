@@ -88,7 +88,9 @@ def test_the_inverse_is_that_of_the_dense_hessian(criterion: str, per: str, bias
             z = alone.support.x[0][real] @ weight.T + (row[FEATURES * WAY :] if bias else 0)
             return built.support_criterion(z, alone.support.y[0][real]) + alone.proximal(row[None], alone.theta)[0]
 
-        dense = torch.func.jacrev(torch.func.grad(value))(phi[task]) + 0.3 * torch.eye(len(phi[task]), dtype=torch.float64)
+        dense = torch.func.jacrev(torch.func.grad(value))(phi[task]) + 0.3 * torch.eye(
+            len(phi[task]), dtype=torch.float64
+        )
         torch.testing.assert_close(found[task], torch.linalg.solve(dense, v[task]), rtol=1e-9, atol=1e-11)
     for curvature in (Hessian(0.3), GaussNewton(0.3)):
         torch.testing.assert_close(curvature.product(at, found), v, rtol=1e-9, atol=1e-11)

@@ -13,6 +13,7 @@ from imaml_lightning.inner import GradientDescent, InnerSolver
 from imaml_lightning.linear import ConjugateGradient, LinearSolver
 from imaml_lightning.problem.curvature import Curvature, GaussNewton, Operator
 from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.precision import full_precision
 from imaml_lightning.problem.proximal import ProximalTerm
 
 
@@ -90,5 +91,6 @@ class _ImplicitLayer(torch.autograd.Function):
         # Naming the inputs keeps autograd from walking back to φ as well, which would cost one more Hessian product.
         # The graph is kept because the caller may come again (retain_graph=True); it goes when the layer's output goes.
         gradient = ctx.system.operator.at.gradient
-        pulled = torch.autograd.grad(gradient, ctx.dependencies, -u, retain_graph=True, allow_unused=True)
+        with full_precision(u.device):
+            pulled = torch.autograd.grad(gradient, ctx.dependencies, -u, retain_graph=True, allow_unused=True)
         return None, None, *pulled

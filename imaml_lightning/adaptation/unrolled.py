@@ -18,6 +18,7 @@ from imaml_lightning.optimizers import SGD, DifferentiableOptimizer, Learned, St
 from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.problem.objective import InnerObjective
 from imaml_lightning.problem.proximal import NoProximalTerm, ProximalTerm
+from imaml_lightning.problem.randomness import Generators
 from imaml_lightning.problem.solution import Result, Solution
 
 
@@ -180,13 +181,14 @@ class _Segment(torch.autograd.Function):
     def forward(ctx: Any, flat: Callable[..., tuple[Tensor, ...]], moving: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.flat, ctx.moving = flat, moving
         ctx.save_for_backward(*tensors)
+        ctx.generators = Generators(tensors[0].device)
         return flat(*tensors[:moving])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         starts = [t.detach().requires_grad_() for t in ctx.saved_tensors[: ctx.moving]]
-        with torch.enable_grad():
+        with torch.enable_grad(), ctx.generators.again():  # a network that draws, as dropout does, draws the same again
             ends = ctx.flat(*starts)
         inputs = [*starts, *ctx.saved_tensors[ctx.moving :]]
         return None, None, *torch.autograd.grad(ends, inputs, slopes, allow_unused=True)

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from imaml_lightning.episode import Episode, Examples
+from imaml_lightning.episode import Episode
 from imaml_lightning.errors import UsageError
 from imaml_lightning.inner import InnerSolver
 from imaml_lightning.learner.meta_learner import MetaLearner
+from imaml_lightning.learner.modes import answering
+from imaml_lightning.learner.targets import settled
 from imaml_lightning.problem.objective import InnerObjective, LinearisedObjective
 from imaml_lightning.problem.solution import Solution
 
@@ -73,7 +75,7 @@ def adaptation_curve(learner: MetaLearner, episode: Episode, max_steps: int | No
         if solver is None:
             raise UsageError(f"{type(learner.adaptation).__name__} has no inner solver: leave out max_steps")
         solver = replace(solver, max_steps=max_steps)  # type: ignore[type-var]  # solvers are dataclasses
-    with usable(episode) as episode, torch.no_grad():
+    with answering(learner), usable(episode) as episode, torch.no_grad():
         objective = learner.objective(episode.support)
         if solver is not None:
             path = trace(solver, objective)
@@ -110,4 +112,4 @@ def solves(learner: MetaLearner, episode: Episode) -> Solves:
 def usable(episode: Episode) -> Iterator[Episode]:
     """The episode as tensors that autograd accepts, also where the Trainer validates under inference mode."""
     with torch.inference_mode(False):
-        yield Episode(*(Examples(part.x.clone(), part.y.clone()) for part in episode))
+        yield settled(episode)

@@ -31,7 +31,7 @@ class HessianFree(InnerSolver):
 
     Args:
         curvature: C; its own damping is added to μ.
-        damping: the first μ, in units of λ.
+        damping: the first μ, added to the diagonal as it is, beside λ.
         cg_steps: products of one step, at most.
         cg_rtol: the linear system is solved to this relative residual.
         max_steps: accepted steps, at most.

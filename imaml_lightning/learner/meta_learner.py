@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import resource
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,23 +17,30 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from imaml_lightning.adaptation import Adaptation, Adapted, Implicit
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import DivergedError, UsageError, check_positive
 from imaml_lightning.learner.calibration import seconds_a_task
 from imaml_lightning.learner.checkpoint import TRUSTED, check_trusted, read_checkpoint
+from imaml_lightning.learner.memory import peak_memory
 from imaml_lightning.learner.metrics import EpisodeMean
+from imaml_lightning.learner.modes import answering
+from imaml_lightning.learner.outer import monitored, try_step
+from imaml_lightning.learner.reach import exchanged, reached
+from imaml_lightning.learner.targets import settled
 from imaml_lightning.models import Conv4
 from imaml_lightning.problem.compiled import CompiledDerivatives
 from imaml_lightning.problem.cut import Cut
 from imaml_lightning.problem.derivatives import task_losses
 from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.randomness import seeded
 from imaml_lightning.problem.solution import Result, indicators
 
 #: A run ends after this many meta-steps in a row whose gradient was not finite.
@@ -58,8 +65,8 @@ class MetaLearner(LightningModule):
         adaptation: the map θ ↦ φ; Implicit is iMAML.
         criterion: loss of outputs against targets, inner and outer; CrossEntropyLoss or MSELoss.
         support_criterion: another loss for the support set, such as a learned one; None is ``criterion``.
-        optimizer: the outer optimizer.
-        scheduler: of the outer learning rate, stepped once a meta-step.
+        optimizer: the outer optimizer; Adam of rate 0.001 if not given.
+        scheduler: of the outer learning rate, stepped once a meta-step; ``ReduceLROnPlateau`` after each validation.
         adapt: name patterns of the parameters that are adapted to a task; the others keep their meta-learned values.
         task_chunk: tasks solved together by vmap; ``auto`` is at most 16 on a CPU and all at once elsewhere, ``measured`` is what
             is fastest here in the first meta-step (a checkpoint remembers it). Changes memory and speed, and results only by rounding.
@@ -77,7 +84,7 @@ class MetaLearner(LightningModule):
         adaptation: Adaptation | None = None,
         criterion: nn.Module | None = None,
         support_criterion: nn.Module | None = None,
-        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=0.001),
+        optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         adapt: Sequence[str] = ("*",),
         task_chunk: int | Literal["auto", "measured"] = "auto",
@@ -94,9 +101,12 @@ class MetaLearner(LightningModule):
         self.adaptation = adaptation or Implicit()
         self.criterion = criterion or nn.CrossEntropyLoss()
         self.support_criterion = support_criterion
-        self.optimizer, self.scheduler = optimizer, scheduler
+        # No lambda, which could not be pickled.
+        self.optimizer = optimizer or partial(torch.optim.Adam, lr=0.001)
+        self.scheduler = scheduler
         self.task_chunk, self.clip_norm = task_chunk, clip_norm
         self.measured_chunk: int | None = None
+        self.seed: int | None = None  # of what the network draws; a checkpoint remembers it
         self.derivatives: CompiledDerivatives | None = None  # callbacks.Compiled sets them
         self.flat = FlatNetwork(self.network, adapt)
         regroups = f"{type(self.adaptation).__name__} groups examples anew"
@@ -105,6 +115,7 @@ class MetaLearner(LightningModule):
         self.adaptation.fit_to(self.flat)
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64))
         self.skipped_in_a_row = 0
+        self.unreached: set[str] = set()  # parameters, as far as it was said
         self.scores: dict[str, EpisodeMean] = {}  # of the episodes of this validation or test
 
     def _save_plain_hyperparameters(self) -> None:
@@ -138,9 +149,13 @@ class MetaLearner(LightningModule):
             UsageError: if the file is missing, damaged, or names a class of another package.
         """
         checkpoint = read_checkpoint(checkpoint_path)
-        check_trusted(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), checkpoint_path, trust)
+        arguments = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        check_trusted(arguments, checkpoint_path, trust)
         set_parsing_settings(import_path_allowlist=[*TRUSTED, *trust])  # Lightning builds the learner by jsonargparse
-        return super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
+        # Lightning reads the file again; what replaces its arguments names classes by where they are today.
+        options = options if "hparams_file" in options else arguments | options
+        with torch.inference_mode(False):  # or its parameters could never be differentiated
+            return super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
 
     @property
     def protocol(self) -> str:
@@ -149,11 +164,13 @@ class MetaLearner(LightningModule):
         return "transductive" if batch_norm else "inductive"
 
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
+        trained = [p for p in self.parameters() if p.requires_grad]
         try:
-            optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+            optimizer = self.optimizer(iter(trained))
             check_positive("model.optimizer.init_args", lr=optimizer.param_groups[0]["lr"])
         except (ValueError, TypeError) as error:
             raise UsageError(f"--model.optimizer cannot be used ({error}): set its lr and other init_args") from error
+        try_step(self.optimizer, trained)
         if self.scheduler is None:
             return {"optimizer": optimizer}
         return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
@@ -193,21 +210,27 @@ class MetaLearner(LightningModule):
 
     def training_step(self, episode: Episode, batch_idx: int) -> None:
         began = time.perf_counter()
+        episode = settled(episode)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0: never, as in a barebones Trainer
         log_now = every > 0 and (self.global_step + 1) % every == 0
-        episode = self.features(episode)
+        # Since the first, with those that were skipped.
+        meta_step: int = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        with self._drawing(meta_step, 0):
+            episode = self.features(episode)
         if self.task_chunk == "measured" and self.measured_chunk is None:
             self._measure_chunk(episode.support)
         logs: list[dict[str, Tensor]] = []
         earlier: list[tuple[Episode, Episode]] = []
         *before, last = episode.chunks(self._chunk_size())
-        for chunk in before:
-            # The shared part is walked back through once, with the last chunk; until then its features collect gradients.
-            ends = chunk if self.cut.whole else _leaves(chunk)
-            earlier += [] if self.cut.whole else [(chunk, ends)]
-            with self._no_gradient_sync():
-                logs.append(self.learn(ends, episode.tasks, log_now))
-        logs.append(self.learn(last, episode.tasks, log_now, *([earlier] if earlier else [])))
+        with self._all_or_none():
+            for number, chunk in enumerate(before, start=1):
+                # The shared part is walked back through once, with the last chunk; until then its features collect gradients.
+                ends = chunk if self.cut.whole else _leaves(chunk)
+                earlier += [] if self.cut.whole else [(chunk, ends)]
+                with self._no_gradient_sync(), self._drawing(meta_step, number):
+                    logs.append(self.learn(ends, episode.tasks, log_now))
+            with self._drawing(meta_step, len(before) + 1):
+                logs.append(self.learn(last, episode.tasks, log_now, *([earlier] if earlier else [])))
         norm = self._outer_step()
         if log_now:
             self._log_step(logs, norm, time.perf_counter() - began)
@@ -232,25 +255,29 @@ class MetaLearner(LightningModule):
             for part, end in zip(attached, collected, strict=True):
                 if end.x.grad is not None:
                     loss = loss + (part.x * (end.x.grad / self._loss_scale())).sum()
-        self.manual_backward(loss)
+        self.manual_backward(exchanged(loss, self._trained().values()) if self._in_ddp() else loss)
         return self._task_figures(chunk, adapted, objective.theta, figures) if log_now else {}
 
     def validation_step(self, episode: Episode, batch_idx: int) -> None:
-        self._evaluate(episode)
+        self._evaluate(episode, batch_idx)
 
     def test_step(self, episode: Episode, batch_idx: int) -> None:
-        self._evaluate(episode)
+        self._evaluate(episode, batch_idx)
 
     def predict_step(self, episode: Episode, batch_idx: int) -> Tensor:
         """Outputs on the query set after adaptation ``[task, example, output]``: class probabilities or regression values."""
-        _, after = self.outputs(episode)
+        with self._drawing(batch_idx):
+            _, after = self.outputs(episode)
         return after if episode.query.y.is_floating_point() else after.softmax(-1)
 
     def outputs(self, episode: Episode) -> tuple[Tensor, Tensor]:
-        """The network's outputs on the query set ``[task, example, output]`` at θ and, adapted, at φ; without a graph."""
-        with _normal_mode():
+        """The network's outputs on the query set ``[task, example, output]`` at θ and, adapted, at φ; without a graph.
+
+        In evaluation mode, without dropout, also in the middle of a training and after it.
+        """
+        with answering(self), torch.no_grad():
             pairs = []
-            for chunk in map(self.features, _own(episode).chunks(self._chunk_size())):
+            for chunk in map(self.features, settled(episode).chunks(self._chunk_size())):
                 objective = self.objective_on(chunk.support)
                 ends = objective.start(), self.adaptation(objective).phi
                 pairs.append(tuple(self.cut.adapted.tasks(at, chunk.query.x) for at in ends))
@@ -264,6 +291,8 @@ class MetaLearner(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
+        if self.trainer.state.fn == "fit":
+            self._step_plateau()
 
     def on_test_epoch_end(self) -> None:
         self._log_scores("test")
@@ -277,11 +306,35 @@ class MetaLearner(LightningModule):
         self.print(f"task_chunk {self.measured_chunk}; ms of an inner gradient a task, by tasks together: {measured}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[COUNTERS_KEY] = {"measured_chunk": self.measured_chunk, "skipped_in_a_row": self.skipped_in_a_row}
+        names = ("measured_chunk", "skipped_in_a_row", "seed")
+        checkpoint[COUNTERS_KEY] = {name: getattr(self, name) for name in names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, value in checkpoint.get(COUNTERS_KEY, {}).items():
             setattr(self, name, value)
+
+    def on_train_start(self) -> None:
+        figure = monitored(self._outer_scheduler())
+        if figure is not None and not self.trainer.num_val_batches:
+            raise UsageError(
+                f"the scheduler waits for {figure} and there is no validation: use one that follows the steps"
+            )
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.precision in ("16-true", "bf16-true"):
+            raise UsageError(
+                f"precision {self.trainer.precision} leaves no digits for solves: set --trainer.precision to bf16-mixed, "
+                "under which they are float32, or 32-true"
+            )
+        if self.seed is None:
+            self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
+
+    def _drawing(self, *place: int) -> contextlib.AbstractContextManager:
+        """Within it the network draws (dropout, noise) by the run's seed, this rank and ``place`` alone: a resumed run draws
+        the same, whatever validation, the log or a user's own code has drawn in between.
+        """
+        assert self.seed is not None
+        return seeded(self.device, self.seed, self.global_rank, *place)
 
     def _chunk_size(self) -> int | None:
         if self.measured_chunk is not None and self.task_chunk == "measured":
@@ -290,6 +343,12 @@ class MetaLearner(LightningModule):
             together = self.device.type != "cpu" or self.cut.adapted.is_linear
             return None if together else CPU_CHUNK
         return self.task_chunk
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def _in_ddp(self) -> bool:
+        return self._trainer is not None and isinstance(self.trainer.strategy, DDPStrategy)
 
     def _no_gradient_sync(self) -> contextlib.AbstractContextManager:
         """Under DDP, ranks exchange gradients once a meta-step, in the backward pass of the last chunk, and not within this."""
@@ -300,6 +359,23 @@ class MetaLearner(LightningModule):
         """By how much gradients are multiplied under 16-mixed until the optimizer steps; 1 elsewhere."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         return scaler.get_scale() if scaler else 1.0
+
+    @contextlib.contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """Parameters that the gradients taken within do not reach are not trained, on any number of ranks; says which, once."""
+        trained = self._trained()
+        with reached(trained.values() if self._in_ddp() else ()) as found:
+            yield
+        if self._in_ddp():
+            for p in trained.values():
+                p.grad = p.grad if p in found else None
+        unreached = [name for name, p in trained.items() if p.grad is None and name not in self.unreached]
+        if unreached:
+            self.unreached.update(unreached)
+            rank_zero_warn(
+                f"no gradient of {type(self.adaptation).__name__} reaches {', '.join(unreached)}: they stay as they are; "
+                "if they are to be learned, use an adaptation that differentiates them (Implicit gives all a gradient)"
+            )
 
     def _outer_step(self) -> Tensor:
         """One step of the outer optimizer; a meta-gradient that is not finite is skipped and counted. Returns its norm.
@@ -318,9 +394,8 @@ class MetaLearner(LightningModule):
         if finite:
             self.adaptation.after_outer_step(self.flat, optimizer.optimizer)
             self.skipped_in_a_row = 0
-            if self.scheduler is not None:
-                scheduler = self.lr_schedulers()
-                assert isinstance(scheduler, LRScheduler)
+            scheduler = self._outer_scheduler()
+            if scheduler is not None and monitored(scheduler) is None:
                 scheduler.step()
         else:
             self.skipped_steps += 1
@@ -331,6 +406,30 @@ class MetaLearner(LightningModule):
                 )
         optimizer.zero_grad()
         return norm
+
+    def _outer_scheduler(self) -> LRScheduler | None:
+        scheduler = self.lr_schedulers()
+        assert not isinstance(scheduler, list)
+        return scheduler
+
+    def _step_plateau(self) -> None:
+        """Tell a scheduler that waits for a figure of the validation what it has become.
+
+        Raises:
+            UsageError: validation has no such figure.
+        """
+        figure = monitored(self._outer_scheduler())
+        if figure is None or self.trainer.sanity_checking:
+            return
+        known = self.trainer.callback_metrics
+        if figure not in known:
+            raise UsageError(
+                f"the scheduler waits for {figure}, which validation does not log: set its monitor to one of "
+                f"{sorted(name for name in known if name.startswith('val/'))}"
+            )
+        scheduler = self._outer_scheduler()
+        assert isinstance(scheduler, ReduceLROnPlateau)
+        scheduler.step(known[figure])
 
     def _outer_optimizer(self) -> LightningOptimizer:
         optimizer = self.optimizers()
@@ -355,21 +454,17 @@ class MetaLearner(LightningModule):
     def _log_step(self, chunks: list[dict[str, Tensor]], norm: Tensor, seconds: float) -> None:
         logs = {name: torch.cat([chunk[name] for chunk in chunks]).double().mean() for name in chunks[0]}
         logs |= {"gradient_norm": norm, "skipped_steps": self.skipped_steps.double()} | self.adaptation.figures()
-        logs |= {"seconds": torch.tensor(seconds), "peak_memory_mb": torch.tensor(self._peak_memory())}
+        logs |= {"seconds": torch.tensor(seconds)}
+        if (peak := peak_memory(self.device)) is not None:
+            logs |= {"peak_memory_mb": torch.tensor(peak)}
         bar = "accuracy" if "accuracy" in logs else "loss"
         for name, value in logs.items():
             self.log(f"train/{name}", value.float(), prog_bar=name == bar, sync_dist=True)
         self.log("lr", self._outer_optimizer().param_groups[0]["lr"])
 
-    def _peak_memory(self) -> float:
-        """Peak memory of this process in MB: on the device for CUDA, resident otherwise."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-    def _evaluate(self, episode: Episode) -> None:
-        with _normal_mode():
-            for chunk in map(self.features, _own(episode).chunks(self._chunk_size())):
+    def _evaluate(self, episode: Episode, number: int) -> None:
+        with answering(self), torch.no_grad(), self._drawing(number):
+            for chunk in map(self.features, settled(episode).chunks(self._chunk_size())):
                 objective = self.objective_on(chunk.support)
                 adapted = self.adaptation(objective)
                 judged = self.judge_on(adapted.phi, chunk.query)
@@ -408,18 +503,6 @@ def validation_figures(classes: bool) -> set[str]:
     return {f"val/{name}" for name in (*names, *(f"inner_{name}" for name in inner))}
 
 
-@contextlib.contextmanager
-def _normal_mode() -> Iterator[None]:
-    """No gradients to meta-parameters, but autograd usable inside: inner solves need it, and inference mode forbids it."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
 def _leaves(chunk: Episode) -> Episode:
     """The chunk with features that are leaves, in which gradients are collected."""
     return Episode(*(part._replace(x=part.x.detach().requires_grad_(part.x.requires_grad)) for part in chunk))
-
-
-def _own(episode: Episode) -> Episode:
-    """The episode as tensors that autograd accepts, also where the Trainer made them under inference mode."""
-    return Episode(*(Examples(*(t.clone() if t.is_inference() else t for t in part)) for part in episode))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from imaml_lightning.errors import UsageError, check_at_least
 from imaml_lightning.problem.objective import LinearisedObjective
+from imaml_lightning.problem.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class Curvature(ABC):
     """A symmetric matrix for each task, A = C + damping·I, where C models ∇²_φφ G.
 
     Args:
-        damping: added to the diagonal, in units of λ. With damping the linear system is no longer that of
-            the implicit gradient; 0 (the default) is faithful.
+        damping: added to the diagonal as it is, beside λ (it is no multiple of it). With damping the linear system is no
+            longer that of the implicit gradient; 0 (the default) is faithful.
     """
 
     damping: float = 0.0
@@ -28,8 +29,9 @@ class Curvature(ABC):
         check_at_least(0, "curvature", damping=self.damping)
 
     def product(self, at: LinearisedObjective, u: Tensor) -> Tensor:
-        """A u ``[task, param]`` for ``u [task, param]``, at the linearised point."""
-        return torch.add(self._product(at, u), u, alpha=self.damping)
+        """A u ``[task, param]`` for ``u [task, param]``, at the linearised point, in full precision."""
+        with full_precision(u.device):
+            return torch.add(self._product(at, u), u, alpha=self.damping)
 
     def inverse(self, at: LinearisedObjective) -> Callable[[Tensor], Tensor]:
         """v ↦ A⁻¹ v, exactly.

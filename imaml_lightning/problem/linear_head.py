@@ -11,14 +11,16 @@ from torch import Tensor
 from imaml_lightning.problem.derivatives import Derivatives, Linearisation, pull_back, task_losses
 from imaml_lightning.problem.network import linear_outputs
 from imaml_lightning.problem.output_curvature import output_curvature
+from imaml_lightning.problem.precision import full_precision
 
 
 class LinearHead(Derivatives):
     """For z = x Wᵀ (+ b), φ = (W, b): products of matrices. With a convex ℓ, G is then strongly convex."""
 
     def outputs(self, phi: Tensor) -> Tensor:
-        """z ``[task, example, output]``."""
-        return linear_outputs(self.network.split(phi), self.examples.x)
+        """z ``[task, example, output]``, in the precision of φ: what is solved to rounding is no place for bf16."""
+        with full_precision(phi.device):
+            return linear_outputs(self.network.split(phi), self.examples.x.to(phi.dtype))
 
     def value(self, phi: Tensor) -> Tensor:
         return task_losses(self.criterion, self.outputs(phi), self.examples)
@@ -39,8 +41,9 @@ class LinearHead(Derivatives):
 
     def vjp(self, g: Tensor) -> Tensor:
         """Jᵀ g ``[task, param]`` of g ``[task, example, output]``, differentiable in both g and x."""
-        weight = (g.mT @ self.examples.x).flatten(1)
-        return torch.cat([weight, g.sum(1)], 1) if len(self.network.names) == 2 else weight
+        with full_precision(g.device):
+            weight = (g.mT @ self.examples.x.to(g.dtype)).flatten(1)
+            return torch.cat([weight, g.sum(1)], 1) if len(self.network.names) == 2 else weight
 
 
 class LinearisedHead(Linearisation):

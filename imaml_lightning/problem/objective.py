@@ -15,7 +15,9 @@ from imaml_lightning.problem.compiled import CompiledDerivatives
 from imaml_lightning.problem.derivatives import ByAutograd, Compiled, Derivatives, Linearisation, WrittenOut
 from imaml_lightning.problem.linear_head import LinearHead, LinearisedHead
 from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.problem.precision import full_precision
 from imaml_lightning.problem.proximal import ProximalTerm
+from imaml_lightning.problem.randomness import Generators
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +91,10 @@ class InnerObjective:
         return self.derivatives.gradient(phi) + self.proximal.product(phi - self.theta)
 
     def linearise(self, phi: Tensor) -> LinearisedObjective:
-        """G linearised at ``phi [task, param]``: one gradient evaluation."""
-        with torch.enable_grad():
-            return LinearisedObjective(self, self.derivatives.linearise(phi))
+        """G linearised at ``phi [task, param]``, in full precision: one gradient evaluation."""
+        generators = Generators(phi.device)
+        with torch.enable_grad(), full_precision(phi.device):
+            return LinearisedObjective(self, self.derivatives.linearise(phi), generators)
 
 
 class LinearisedObjective:
@@ -103,8 +106,8 @@ class LinearisedObjective:
         gradient: ∇_φ G ``[task, param]``; differentiable in every meta-parameter on which G depends.
     """
 
-    def __init__(self, objective: InnerObjective, loss: Linearisation) -> None:
-        self._objective, self.loss, self.phi = objective, loss, loss.phi
+    def __init__(self, objective: InnerObjective, loss: Linearisation, generators: Generators) -> None:
+        self._objective, self.loss, self.phi, self._generators = objective, loss, loss.phi, generators
         self.proximal_gradient = objective.proximal.product(loss.phi - objective.theta)
         self.gradient = loss.gradient + self.proximal_gradient
 
@@ -113,8 +116,9 @@ class LinearisedObjective:
         return self._objective.proximal.product(u).detach()
 
     def gradient_at(self, phi: Tensor) -> Tensor:
-        """∇_φ G ``[task, param]`` at another point, without a graph."""
-        return self._objective.value_and_gradient(phi)[1]
+        """∇_φ G ``[task, param]`` at another point, without a graph; the same function, also where the network draws."""
+        with self._generators.again(), full_precision(phi.device):
+            return self._objective.value_and_gradient(phi)[1]
 
     def inverse(self, damping: float = 0.0) -> Callable[[Tensor], Tensor]:
         """v ↦ (∇²_φφ G + damping I)⁻¹ v, exactly.

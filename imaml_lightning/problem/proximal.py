@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn.functional import softplus
 
 from imaml_lightning.errors import UsageError, check_at_least, check_positive
 from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.problem.precision import exactly
 
 
 class ProximalTerm(nn.Module):
@@ -36,20 +37,24 @@ class ProximalTerm(nn.Module):
         self.per = per
         self.learn = learn
         self.initial = strength
-        self.raw = nn.Parameter(self._raw(strength, 1), requires_grad=learn)
+        self.raw = nn.Parameter(self._raw(strength, 1).float(), requires_grad=learn)
         self.register_buffer("repeats", None, persistent=False)  # how often each λ occurs, if not once or everywhere
 
     @staticmethod
     def _raw(strength: float, count: int) -> Tensor:
         # softplus⁻¹(λ) in a form that neither overflows for large λ nor cancels for small λ.
-        return torch.full((count,), strength + math.log(-math.expm1(-strength)), dtype=torch.float64).float()
+        return torch.full((count,), strength + math.log(-math.expm1(-strength)), dtype=torch.float64)
 
     def fit_to(self, network: FlatNetwork) -> None:
         """Give ``raw`` one entry for each λ that ``per`` asks for in this network."""
         count = {"network": 1, "tensor": len(network.sizes), "parameter": sum(network.sizes)}[self.per]
-        self.raw = nn.Parameter(self._raw(self.initial, count), requires_grad=self.learn)
+        self.raw = nn.Parameter(self._raw(self.initial, count).float(), requires_grad=self.learn)
         self.repeats = torch.tensor(network.sizes) if self.per == "tensor" else None
         self.network = network
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ProximalTerm:
+        exactly(self, self._raw(self.initial, len(self.raw)), lambda: super(ProximalTerm, self)._apply(fn, recurse))
+        return self
 
     def strength(self) -> Tensor:
         """λ, ``[1]`` or ``[stored]`` (see ``FlatNetwork``); differentiable in ``raw``."""
@@ -145,6 +150,10 @@ class NoProximalTerm(ProximalTerm):
     def __init__(self) -> None:
         nn.Module.__init__(self)
         self.register_buffer("zero", torch.zeros(1), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> NoProximalTerm:
+        nn.Module._apply(self, fn, recurse)
+        return self
 
     def fit_to(self, network: FlatNetwork) -> None:
         """Nothing to fit."""
