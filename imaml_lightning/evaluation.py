@@ -129,7 +129,8 @@ def by_way_and_shot(
     table = {}
     for way in ways:
         for shot in shots:
-            other = EpisodeDataModule(data.source, way, shot, data.query, eval_query=data.eval_query, seed=data.seed)
+            sizes = {"eval_way": way, "eval_shot": shot, "eval_query": data.evaluation.query}
+            other = EpisodeDataModule(data.source, *data.training.most, seed=data.seed, **sizes)
             table[way, shot] = evaluate(learner, other, episodes=episodes).mean()
     return table
 

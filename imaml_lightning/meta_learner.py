@@ -7,7 +7,7 @@ import inspect
 import resource
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -202,8 +202,8 @@ class MetaLearner(LightningModule):
     def validation_step(self, episode: Episode, batch_idx: int) -> None:
         self._evaluate(episode)
 
-    def test_step(self, episode: Episode, batch_idx: int) -> None:
-        self._evaluate(episode)
+    def test_step(self, episode: Episode, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(episode, self._setting(dataloader_idx))
 
     def predict_step(self, episode: Episode, batch_idx: int) -> Tensor:
         """Outputs on the query set after adaptation ``[task, example, output]``: class probabilities or regression values."""
@@ -329,20 +329,28 @@ class MetaLearner(LightningModule):
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
-    def _evaluate(self, episode: Episode) -> None:
+    def _setting(self, number: int) -> str:
+        """What goes before the figures of one test loader out of several: its name, or else its number, and a slash."""
+        loaders = self.trainer.test_dataloaders
+        if isinstance(loaders, Mapping):
+            return f"{list(loaders)[number]}/"
+        return f"{number}/" if isinstance(loaders, Sequence) and len(loaders) > 1 else ""
+
+    def _evaluate(self, episode: Episode, setting: str = "") -> None:
         with _normal_mode():
             for chunk in _own(episode).chunks(self._chunk_size()):
                 adapted = self.adapted(chunk.support)
                 figures = self._task_figures(chunk, adapted, self.judge(adapted.phi, chunk.query))
                 for name, values in figures.items():
-                    if name not in self.scores:
-                        self.scores[name] = EpisodeMean().to(self.device)
-                    self.scores[name].update(values)
+                    path = f"{setting}{name}"
+                    if path not in self.scores:
+                        self.scores[path] = EpisodeMean().to(self.device)
+                    self.scores[path].update(values)
 
     def _log_scores(self, stage: str) -> None:
-        for name, metric in self.scores.items():
-            score = metric.compute()
-            shown = f"{name}_{self.protocol}" if stage == "test" and name == "accuracy" else name
+        for path, metric in self.scores.items():
+            score, name = metric.compute(), path.rpartition("/")[2]
+            shown = f"{path}_{self.protocol}" if stage == "test" and name == "accuracy" else path
             # Already the same on every rank; sync_dist only tells Lightning so.
             self.log(f"{stage}/{shown}", score["mean"].float(), prog_bar=name == "accuracy", sync_dist=True)
             if name in ("loss", "accuracy"):
