@@ -3,10 +3,21 @@
 from imaml_lightning.callbacks.compiled import Compiled
 from imaml_lightning.callbacks.cuda_graphs import CUDAGraphs
 from imaml_lightning.callbacks.keep_last import KeepLast
+from imaml_lightning.callbacks.moving_average import MovingAverage
 from imaml_lightning.callbacks.pictures import Pictures
 from imaml_lightning.callbacks.plain_progress import PlainProgress
 from imaml_lightning.callbacks.progress_bar import ProgressBar
 from imaml_lightning.callbacks.record_run import RecordRun
 from imaml_lightning.callbacks.waiting import Waiting
 
-__all__ = ["CUDAGraphs", "Compiled", "KeepLast", "Pictures", "PlainProgress", "ProgressBar", "RecordRun", "Waiting"]
+__all__ = [
+    "CUDAGraphs",
+    "Compiled",
+    "KeepLast",
+    "MovingAverage",
+    "Pictures",
+    "PlainProgress",
+    "ProgressBar",
+    "RecordRun",
+    "Waiting",
+]
