@@ -26,10 +26,9 @@ from imaml_lightning import (
     Solution,
 )
 from imaml_lightning.adaptation import Adapted, Unrolled
-from imaml_lightning.curvature import Curvature, GaussNewton
 from imaml_lightning.data import Omniglot
-from imaml_lightning.linearisation import Linearisation
 from imaml_lightning.optimizers import SGD
+from imaml_lightning.problem import Curvature, GaussNewton, Linearisation
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -18,11 +18,10 @@ from matplotlib.figure import Figure
 
 from imaml_lightning import FirstOrder, Implicit, MetaLearner, ProximalTerm
 from imaml_lightning.adaptation import Adaptation
-from imaml_lightning.curvature import Curvature, GaussNewton, Hessian, ReleasedCode
 from imaml_lightning.inner import GradientDescent
 from imaml_lightning.linear import ConjugateGradient
 from imaml_lightning.models import Conv4
-from imaml_lightning.solution import Result
+from imaml_lightning.problem import Curvature, GaussNewton, Hessian, ReleasedCode, Result
 
 
 def implicit(steps: int, lr: float, cg: int, strength: float = 2.0, curvature: Curvature | None = None) -> Adaptation:

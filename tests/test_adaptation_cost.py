@@ -12,13 +12,13 @@ from tiny_learners import gradients, images, implicit, learner, smooth_conv
 from torch import Tensor
 
 from imaml_lightning.adaptation import Implicit
-from imaml_lightning.curvature import Hessian
 from imaml_lightning.inner import GradientDescent
+from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.linear import ConjugateGradient
-from imaml_lightning.linearisation import Linearisation
-from imaml_lightning.meta_learner import MetaLearner
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.proximal import ProximalTerm
+from imaml_lightning.problem.curvature import Hessian
+from imaml_lightning.problem.derivatives import Linearisation
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.proximal import ProximalTerm
 
 
 @dataclass(frozen=True)

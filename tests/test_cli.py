@@ -15,8 +15,8 @@ from command import CONFIGS, SMALL, refused, run
 from tiny_data import write_omniglot_root
 
 from imaml_lightning import MetaLearner
-from imaml_lightning.checkpoint import CONFIG_KEY
 from imaml_lightning.cli import main
+from imaml_lightning.learner.checkpoint import CONFIG_KEY
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from imaml_lightning import Episode, Implicit, MetaLearner, Unrolled
-from imaml_lightning.callbacks import Compiled
-from imaml_lightning.compiled import CompiledDerivatives
-from imaml_lightning.curvature import GaussNewton, Hessian
 from imaml_lightning.errors import UsageError
 from imaml_lightning.models import Conv4
+from imaml_lightning.problem.compiled import CompiledDerivatives
+from imaml_lightning.problem.curvature import GaussNewton, Hessian
+from imaml_lightning.run.callbacks import Compiled
 
 quiet = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*", "ignore:.*number of training batches.*", "ignore:.*no `val_dataloader`.*"

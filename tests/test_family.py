@@ -16,12 +16,12 @@ from torch import Tensor
 
 from imaml_lightning.adaptation import Adaptation, Adapted, LazilyCertified
 from imaml_lightning.cli import CommandLine
-from imaml_lightning.meta_learner import MetaLearner
-from imaml_lightning.objective import InnerObjective
+from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.optimizers import State, TorchRule
-from imaml_lightning.proximal import NoProximalTerm
-from imaml_lightning.signals import Signals
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.proximal import NoProximalTerm
+from imaml_lightning.problem.solution import Result, Solution
+from imaml_lightning.run.signals import Signals
 
 PRESETS = sorted((CONFIGS / "algorithms").glob("*.yaml"))
 TINY = [

@@ -19,11 +19,12 @@ from imaml_lightning import (
     Unrolled,
 )
 from imaml_lightning.adaptation import Adaptation
-from imaml_lightning.curvature import GaussNewton, Hessian
-from imaml_lightning.linearisation import WrittenOut
-from imaml_lightning.models import Conv4, fused
-from imaml_lightning.models.folded import FoldedPoint
+from imaml_lightning.models import Conv4
+from imaml_lightning.models.conv4 import fused
+from imaml_lightning.models.conv4.folded import FoldedPoint
 from imaml_lightning.optimizers import SGD
+from imaml_lightning.problem.curvature import GaussNewton, Hessian
+from imaml_lightning.problem.derivatives import WrittenOut
 
 TASKS, EXAMPLES, WAY = 3, 4, 2
 
@@ -41,7 +42,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     """As on a CPU, by strips and in loops, and as elsewhere."""
     if request.param == "operations":
         monkeypatch.setattr(fused, "on_cpu", lambda x: False)
-    monkeypatch.setattr("imaml_lightning.models.folded.IN_CACHE", 2**13)  # of small images several strips as well
+    monkeypatch.setattr("imaml_lightning.models.conv4.folded.IN_CACHE", 2**13)  # of small images several strips as well
 
 
 def folded(options: dict) -> tuple[FlatNetwork, Tensor, Tensor]:

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd.functional import jvp, vjp
 from torch.nn.functional import max_pool2d
 
-from imaml_lightning.models import fused
-from imaml_lightning.models.fused import Mixture, ReLU, channel_sums, max_pool_relu
+from imaml_lightning.models.conv4 import fused
+from imaml_lightning.models.conv4.fused import Mixture, ReLU, channel_sums, max_pool_relu
 
 EXAMPLES, CHANNELS = 3, 5
 

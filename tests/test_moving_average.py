@@ -14,8 +14,8 @@ from test_resume import assert_same, last
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from imaml_lightning.callbacks import MovingAverage
 from imaml_lightning.errors import UsageError
+from imaml_lightning.run.callbacks import MovingAverage
 
 DECAY = 0.6
 pytestmark = pytest.mark.filterwarnings(
@@ -119,7 +119,7 @@ def test_decay_without_sense_is_refused(decay: float) -> None:
         MovingAverage(decay)
 
 
-AVERAGE = ["--trainer.callbacks+=imaml_lightning.callbacks.MovingAverage", "--trainer.callbacks.decay=0.8"]
+AVERAGE = ["--trainer.callbacks+=MovingAverage", "--trainer.callbacks.decay=0.8"]
 
 
 def test_command_line_tests_the_average_and_goes_on_bit_for_bit(tmp_path: Path) -> None:

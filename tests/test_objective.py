@@ -9,9 +9,9 @@ from tiny_learners import Temperature, images, implicit, learner, points, proble
 from torch import Tensor, nn
 
 from imaml_lightning.episode import Episode
-from imaml_lightning.meta_learner import MetaLearner
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.parameters import per_task
+from imaml_lightning.learner.meta_learner import MetaLearner
+from imaml_lightning.problem.network import per_task
+from imaml_lightning.problem.objective import InnerObjective
 
 CASES = {
     "images": (lambda: learner(smooth_conv(), implicit(per="tensor")), images),

@@ -10,7 +10,7 @@ from tiny_learners import smooth_conv
 from torch import nn
 
 from imaml_lightning.errors import UsageError
-from imaml_lightning.parameters import FlatNetwork
+from imaml_lightning.problem.network import FlatNetwork
 
 PATTERNS = [
     (["*"], ["conv.weight", "conv.bias", "head.weight", "head.bias"]),

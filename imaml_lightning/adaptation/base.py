@@ -10,10 +10,10 @@ from functools import cached_property
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.parameters import FlatNetwork
-from imaml_lightning.proximal import ProximalTerm
-from imaml_lightning.solution import Solution
+from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.proximal import ProximalTerm
+from imaml_lightning.problem.solution import Solution
 
 
 @dataclass

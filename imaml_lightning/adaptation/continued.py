@@ -12,9 +12,9 @@ from imaml_lightning.adaptation.base import Adapted
 from imaml_lightning.adaptation.unrolled import Unrolled
 from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
-from imaml_lightning.objective import InnerObjective
 from imaml_lightning.optimizers import SGD, DifferentiableOptimizer, Learned, State
-from imaml_lightning.parameters import FlatNetwork
+from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.problem.objective import InnerObjective
 
 
 class Continued(Unrolled):

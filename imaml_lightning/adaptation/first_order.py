@@ -6,8 +6,8 @@ import torch
 
 from imaml_lightning.adaptation.base import Adaptation, Adapted, LazilyCertified
 from imaml_lightning.inner import GradientDescent, InnerSolver
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.proximal import ProximalTerm
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.proximal import ProximalTerm
 
 
 class FirstOrder(Adaptation):

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from imaml_lightning.adaptation.base import Adaptation, Adapted
-from imaml_lightning.curvature import Curvature, GaussNewton
 from imaml_lightning.inner import GradientDescent, InnerSolver
 from imaml_lightning.linear import ConjugateGradient, LinearSolver
-from imaml_lightning.linearisation import Linearisation
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.proximal import ProximalTerm
+from imaml_lightning.problem.curvature import Curvature, GaussNewton
+from imaml_lightning.problem.derivatives import Linearisation
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.proximal import ProximalTerm
 
 
 class Implicit(Adaptation):

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from imaml_lightning import checks
 from imaml_lightning.adaptation.base import Adaptation, Adapted, LazilyCertified
-from imaml_lightning.errors import UsageError
-from imaml_lightning.objective import InnerObjective
+from imaml_lightning.errors import UsageError, check_at_least
 from imaml_lightning.optimizers import SGD, DifferentiableOptimizer, Learned, State
-from imaml_lightning.parameters import FlatNetwork
-from imaml_lightning.proximal import NoProximalTerm, ProximalTerm
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.proximal import NoProximalTerm, ProximalTerm
+from imaml_lightning.problem.solution import Result, Solution
 
 
 class Unrolled(Adaptation):
@@ -60,8 +59,8 @@ class Unrolled(Adaptation):
         proximal: ProximalTerm | None = None,
     ) -> None:
         super().__init__(proximal or NoProximalTerm())
-        checks.at_least(1, "adaptation", steps=steps, eval_steps=steps if eval_steps is None else eval_steps)
-        checks.at_least(0, "adaptation", backward_steps=backward_steps or 0)
+        check_at_least(1, "adaptation", steps=steps, eval_steps=steps if eval_steps is None else eval_steps)
+        check_at_least(0, "adaptation", backward_steps=backward_steps or 0)
         self.optimizer, self.steps, self.eval_steps = optimizer, steps, eval_steps or steps
         self.backward_steps, self.checkpoint = backward_steps, checkpoint
         self.learned = nn.ModuleDict({each.name: each for each in learned})

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
 from imaml_lightning.data.class_source import ClassSource, progress
 from imaml_lightning.data.datamodule import EpisodeDataModule
-from imaml_lightning.data.tasks import Tasks
+from imaml_lightning.data.sources.tasks import Tasks
 from imaml_lightning.errors import DataError, UsageError
 
 #: An example: its split, the class or task that it belongs to, and its content.

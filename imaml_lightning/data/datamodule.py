@@ -12,9 +12,9 @@ from torch import Tensor
 from imaml_lightning.data.augment import Augment
 from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
 from imaml_lightning.data.class_source import ClassSource
-from imaml_lightning.data.glyphs import Glyphs
 from imaml_lightning.data.sampler import BatchSampler, Draft, EpisodeDataset, EpisodeLoader
 from imaml_lightning.data.setting import Setting, named_setting, shots
+from imaml_lightning.data.sources.glyphs import Glyphs
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
-from imaml_lightning.curvature import Hessian
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import UsageError, check_at_least, check_fraction
 from imaml_lightning.inner.base import InnerSolver
 from imaml_lightning.inner.progress import Progress
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.solution import Solution
+from imaml_lightning.problem.curvature import Hessian
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.solution import Solution
 
 ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 Minimiser = Callable[[ValueAndGradient, Tensor], Tensor]
@@ -51,8 +50,8 @@ class BlackBox(InnerSolver):
     rtol: float = 1e-3
 
     def __post_init__(self) -> None:
-        checks.at_least(1, "inner_solver", max_steps=self.max_steps)
-        checks.fraction("inner_solver", rtol=self.rtol)
+        check_at_least(1, "inner_solver", max_steps=self.max_steps)
+        check_fraction("inner_solver", rtol=self.rtol)
         if isinstance(self.method, str):
             from scipy.optimize import show_options  # slow to import, and needed here only
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
+from imaml_lightning.errors import check_at_least, check_fraction
 from imaml_lightning.linear.base import LinearSolver, Product
 from imaml_lightning.linear.preconditioner import Preconditioner
 from imaml_lightning.linear.refine import MeasuredProduct, Sweep, refine
-from imaml_lightning.rows import dot, norm, select, some
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.rows import dot, norm, select, some
+from imaml_lightning.problem.solution import Result, Solution
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class ConjugateGradient(LinearSolver):
     preconditioner: Preconditioner | None = None
 
     def __post_init__(self) -> None:
-        checks.at_least(1, "linear_solver", max_steps=self.max_steps)
-        checks.fraction("linear_solver", rtol=self.rtol)
+        check_at_least(1, "linear_solver", max_steps=self.max_steps)
+        check_fraction("linear_solver", rtol=self.rtol)
 
     def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
         inverse = self.preconditioner.inverse(product, rhs) if self.preconditioner else _identity

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from imaml_lightning.linear.base import Product
-from imaml_lightning.rows import looking, norm, some
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.rows import looking, norm, some
+from imaml_lightning.problem.solution import Result, Solution
 
 #: A recurrence's residual is not taken at its word once it is below this many times the bound of its rounding error.
 MARGIN = 10

@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 
 from imaml_lightning.errors import UsageError
 from imaml_lightning.optimizers.base import DifferentiableOptimizer, TorchRule
-from imaml_lightning.parameters import FlatNetwork
+from imaml_lightning.problem.network import FlatNetwork
 
 Domain = Literal["positive", "unit", "real"]
 
