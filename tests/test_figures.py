@@ -120,7 +120,8 @@ def test_a_strength_that_never_changes_gives_its_panel_to_the_steps(tmp_path: Pa
         ((2.0, 2.5), "strength λ of the regulariser"),
     ):
         lines = [
-            f"{i},{strength},{inner},{linear}" for i, (strength, (_, inner, linear)) in enumerate(zip(strengths, rows))
+            f"{i},{strength},{inner},{linear}"
+            for i, (strength, (_, inner, linear)) in enumerate(zip(strengths, rows, strict=True))
         ]
         (tmp_path / "metrics.csv").write_text("\n".join([header, *lines]))
         axes = learning_curves(tmp_path).axes[5]

@@ -74,7 +74,7 @@ def test_regression_trains_the_squared_error_of_a_network_of_its_size(table: Pat
 
 def test_labels_of_a_table_give_the_ways(table: Path) -> None:
     cli = built(*of_table(table, "label", "classification"), "--model.network", "MLP", "--model.network.hidden=[7]")
-    assert cli.datamodule.way == cli.config_dump["data"]["way"] == 3
+    assert cli.datamodule.training.way == cli.config_dump["data"]["way"] == 3
     assert [layer.out_features for layer in cli.model.network.layers[::2]] == [7, 3]
     assert cli.config.fit.best.monitor == "val/accuracy"
 
@@ -83,7 +83,7 @@ def test_pictures_give_channels_size_and_at_most_as_many_ways_as_there_are_class
     source = ["--data.source", "ImageFolder", f"--data.source.root={pictures}", "--data.source.size=20"]
     cli = built(*source, "--data.source.channels=1", "--model.network.filters=4")
     assert cli.model.network.body[0].conv.weight.shape == (4, 1, 3, 3)
-    assert cli.model.network.head.out_features == cli.datamodule.way == 2
+    assert cli.model.network.head.out_features == cli.datamodule.training.way == 2
 
 
 def test_what_is_given_stays(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,8 +103,8 @@ def test_way_of_given_tasks_and_of_any_others() -> None:
     x, y = np.zeros((9, 2), np.float32), np.arange(9) % 3
     data = EpisodeDataModule(Tasks({split: [(x, y)] for split in ("train", "val", "test")}), query=1)
     data.setup()
-    assert data.way == 3
-    assert EpisodeDataModule().way == 5
+    assert data.training.way == data.evaluation.way == 3
+    assert EpisodeDataModule().training.way == 5
 
 
 CONTRADICTIONS = {

@@ -56,7 +56,7 @@ def test_every_command_can_be_trusted_and_refuses_by_itself(
     with pytest.raises(UsageError, match=r"name its package in trust=\[…\]"):
         load(checkpoint)
     learner, data = protocols.load(checkpoint, trust=["own_networks"])
-    assert (type(learner.network), data.way) == (Wide, 3)
+    assert (type(learner.network), data.training.way) == (Wide, 3)
 
 
 @pytest.mark.parametrize("command", [["fit"], ["data", "check"]])

@@ -21,10 +21,11 @@ from imaml_lightning.cli.complaint import OneSentence, one_line, refusal
 from imaml_lightning.cli.config import check_restored, given_options, peek_options, refuse_lost_options
 from imaml_lightning.cli.defaults import DEFAULT_NAME, DEFAULT_OUTPUT, FIRST_LOOK, TRAINER_DEFAULTS
 from imaml_lightning.cli.from_data import fill_in
-from imaml_lightning.cli.report import figures_line, print_summary, write_predictions
+from imaml_lightning.cli.report import figures_lines, print_summary, write_predictions
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.errors import DataError, UsageError
 from imaml_lightning.learner.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint
+from imaml_lightning.learner.criterion import check_criterion
 from imaml_lightning.learner.meta_learner import MetaLearner, validation_figures
 from imaml_lightning.run.callbacks import PlainProgress, ProgressBar
 from imaml_lightning.run.folder import RunFolder
@@ -162,9 +163,7 @@ class CommandLine(LightningCLI):
         self._follow_data()
         self._check_checkpoint()
         self.datamodule.check_network(self.model)
-        episode = self.datamodule.episode("train", 0)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            self.model.judge(self.model.flat.vector()[None], episode.query)  # refuses a criterion of another kind
+        self._check_criterion()
         self.trainer.strategy.checkpoint_io = WholeCheckpoints(callbacks=self.subcommand == "fit")
         if self.subcommand != "fit":
             return
@@ -207,6 +206,13 @@ class CommandLine(LightningCLI):
             self._set_seed()
             part = Namespace({self.subcommand: Namespace(model=options.model), "subcommand": self.subcommand})
             self.model = self.parser.instantiate(part)[self.subcommand].model
+
+    def _check_criterion(self) -> None:
+        query = self.datamodule.episode("train", 0).query
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            outputs = self.model.network(query.x[0])
+        for criterion in filter(None, (self.model.criterion, self.model.support_criterion)):
+            check_criterion(criterion, outputs, query.y[0])
 
     def _check_monitor(self, monitor: str, mode: str) -> None:
         """Refuse a figure that validation does not log, or of which the worst would be kept.
@@ -256,8 +262,8 @@ class CommandLine(LightningCLI):
         metrics = self.trainer.test(model, kwargs["datamodule"], ckpt_path=best, weights_only=True, verbose=False)[0]
         if self.trainer.is_global_zero:
             print_summary(
-                {
-                    "test": f"{figures_line(metrics, 'test')}, {self.datamodule.test_episodes} episodes",
+                self._figures("test", metrics)
+                | {
                     "checkpoint": f"{best}{missing}",
                     "logs, pictures": str(self.run.path),
                     "evaluate again": f"python -m imaml_lightning test --ckpt_path {best}",
@@ -282,9 +288,14 @@ class CommandLine(LightningCLI):
 
     def _evaluate(self, stage: str, metrics: Sequence[Mapping[str, float]]) -> None:
         if self.trainer.is_global_zero:
-            episodes = getattr(self.datamodule, f"{stage}_episodes")
             weights = str(self.checkpoint or "random, as asked by --untrained")
-            print_summary({stage: f"{figures_line(metrics[0], stage)}, {episodes} episodes", "weights": weights})
+            print_summary(self._figures(stage, metrics[0]) | {"weights": weights})
+
+    def _figures(self, stage: str, metrics: Mapping[str, Tensor | float]) -> dict[str, str]:
+        """What was reached, a line for each setting of the test."""
+        episodes = getattr(self.datamodule, f"{stage}_episodes")
+        lines = figures_lines(metrics, stage, list(self.datamodule.settings) if stage == "test" else [])
+        return {name: f"{line}, {episodes} episodes" for name, line in lines.items()}
 
 
 class _Parser(OneSentence, LightningArgumentParser):

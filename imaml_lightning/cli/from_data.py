@@ -26,9 +26,9 @@ def fill_in(options: Namespace, given: set[str], data: EpisodeDataModule) -> boo
     example = data.episode("train", 0)
     inputs = tuple(example.support.x.shape[2:])
     values = example.support.y.is_floating_point()
-    options.data.way = data.way
+    options.data.way = data.training.way
     _choose_figure(options.best, given, values)
-    return _size_network(options.model, given, inputs, example.support.y.shape[-1] if values else data.way)
+    return _size_network(options.model, given, inputs, example.support.y.shape[-1] if values else data.training.way)
 
 
 def _choose_figure(best: Namespace, given: set[str], values: bool) -> None:

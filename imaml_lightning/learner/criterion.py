@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
+from imaml_lightning.problem.output_curvature import output_curvature
 
 #: Losses of outputs against class numbers.
 _OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
@@ -27,10 +29,20 @@ _OF_VALUES = (
 class ByTargets(nn.Module):
     """Mean cross-entropy where targets are class numbers, mean squared error where they are values."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduction = "mean"  # as torch's losses have it
+
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean over the examples of one task: outputs ``[example, output]``, targets ``[example]`` whole numbers or
         ``[example, output]`` floats."""
-        return mse_loss(outputs, targets) if targets.is_floating_point() else cross_entropy(outputs, targets)
+        loss = mse_loss if targets.is_floating_point() else cross_entropy
+        return loss(outputs, targets, reduction=self.reduction)
+
+    def output_curvature(self, z: Tensor, examples: Examples) -> tuple[Tensor, bool]:
+        """As the function of this name has it for the loss that the targets ask for."""
+        values = examples.y.is_floating_point()
+        return output_curvature(nn.MSELoss() if values else nn.CrossEntropyLoss(), z, examples)
 
 
 def check_criterion(criterion: nn.Module, outputs: Tensor, targets: Tensor) -> None:
