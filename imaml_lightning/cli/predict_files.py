@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from imaml_lightning.cli.arguments import packages
+from imaml_lightning.cli.arguments import class_first, import_only, packages
 from imaml_lightning.cli.complaint import OneSentence
+from imaml_lightning.cli.config import peek_options
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.data.features import Features
 from imaml_lightning.data.images import image_files, read_image
@@ -32,7 +33,9 @@ def main(args: Sequence[str]) -> None:
     parser = OneSentence(prog="python -m imaml_lightning predict", description=about)
     parser.add_function_arguments(predict_files)
     parser.add_argument("--traceback", action="store_true", help="Show where an error comes from.")
-    options = vars(parser.parse_args(list(args)))
+    given = class_first(args)
+    import_only(peek_options(["predict", *given]).get("trust"))
+    options = vars(parser.instantiate(parser.parse_args(given)))
     del options["traceback"]  # main's
     predict_files(**options)
 
@@ -75,12 +78,27 @@ def predict_files(
     predictor = adapt([load(path, packages(trust)) for path, _ in found], x, y, labels)
     _write(Path(predictions), predictor, asked, index, saved[0].get("scaler"))
     print(predictor.report())
+    if protocols := _protocols(predictor, asked):
+        print(f"protocol         {protocols}")
     if "scaler" in saved[0]:
         print(
             f"units            errors above are in units of the training target's deviation, {saved[0]['scaler']['scale'][0]:.4g}"
         )
     print(f"predictions      {len(asked)} in {predictions}")
     return predictor
+
+
+def _protocols(predictor: Predictor, x: np.ndarray) -> str:
+    """How the predictions came about, where it makes a difference whether query examples are normalised together."""
+    if all(learner.protocol == "inductive" for learner in predictor.learners):
+        return ""
+    alone, together = predictor(x), predictor.together(x)
+    if predictor.labels is None:
+        differ = f"values would change by {(together - alone).abs().mean():.3g} in the mean"
+    else:
+        changed = int((alone.argmax(1) != together.argmax(1)).sum())
+        differ = f"{changed} of {len(alone)} predictions would be others"
+    return f"inductive, each example beside the support set alone; all in one batch (transductive), {differ}"
 
 
 def _reading(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
