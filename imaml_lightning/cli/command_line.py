@@ -88,7 +88,7 @@ class CommandLine(LightningCLI):
         """Parse; where a checkpoint is named, on top of the configuration that it holds."""
         given = with_paths(class_first(sys.argv[1:] if args is None else cast(list[str], args)))
         if (about := topic(given)) is not None:
-            print_options(parser._subcommands_action.choices[given[0]], about)
+            print_options(parser, given[0], about)
             sys.exit(0)
         peeked = peek_options(given)
         refuse_lost_options(given)

@@ -9,12 +9,14 @@ from imaml_lightning.cli.wording import nearest
 from imaml_lightning.errors import UsageError
 
 
-def print_options(parser: ArgumentParser, topic: str) -> None:
-    """The options of a command that begin with ``topic``; all of them for ``all``.
+def print_options(parser: ArgumentParser, command: str, topic: str) -> None:
+    """The options of one of the parser's commands that begin with ``topic``; all of them for ``all``.
 
     Raises:
         UsageError: nothing begins so.
     """
+    assert parser._subcommands_action is not None
+    parser = parser._subcommands_action.choices[command]
     if topic in ("all", ""):
         print(parser.format_help())
         return
