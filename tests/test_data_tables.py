@@ -79,6 +79,7 @@ def test_splits_keep_groups_together_and_scale_by_the_training_rows(tmp_path: Pa
     source = TaskTable(path, "y", "patient", group_column="site")
     source.setup()
     features = source.reading()["features"]
+    features = source.reading()["features"]
     assert source.reading()["target"] == "class"  # which predict asks for
     sites = {}
     for split in SPLITS:
