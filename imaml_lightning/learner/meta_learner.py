@@ -164,6 +164,8 @@ class MetaLearner(LightningModule):
             with torch.inference_mode(False):  # or its parameters could never be differentiated
                 learner = super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
         except RuntimeError as error:
+            if "state_dict" not in str(error):
+                raise
             raise UsageError(
                 f"checkpoint {checkpoint_path} is of another network: give the one that was trained, load(path, network=…)"
             ) from error
