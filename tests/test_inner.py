@@ -83,16 +83,16 @@ def test_claims_are_true_where_there_is_no_minimiser_in_reach(name: str, spectru
 @each_solver
 def test_a_bad_task_harms_no_other(name: str, dtype: torch.dtype, number: float) -> None:
     objective, _ = quadratic(SPECTRA["convex"], dtype=dtype)
-    good = solve(name, rows_of(objective, slice(0, 2)), 25)
+    good = solve(name, objective, 25)  # of the same shape, since kernels may round by the shape
     solution = solve(name, with_support(objective, 2, number), 25)
     assert solution.value.isfinite().all()
     assert solution.result[2] != Result.CONVERGED or number == 1e30
     if number != number:
         assert solution.result[2] == Result.NONFINITE
         assert torch.equal(solution.value[2], objective.start()[2])
-    torch.testing.assert_close(solution.value[:2], good.value)
-    assert torch.equal(solution.result[:2], good.result)
-    assert torch.equal(solution.steps[:2], good.steps)
+    torch.testing.assert_close(solution.value[:2], good.value[:2])
+    assert torch.equal(solution.result[:2], good.result[:2])
+    assert torch.equal(solution.steps[:2], good.steps[:2])
 
 
 @each_solver

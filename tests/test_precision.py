@@ -60,6 +60,8 @@ NETWORKS = {
 def test_residuals_under_bf16_are_the_true_ones(
     network: str, inner: InnerSolver, curvature: Curvature, solver: LinearSolver
 ) -> None:
+    if network == "Conv4" and isinstance(curvature, FiniteDifference):
+        pytest.skip("differences across the kinks of ReLU are no Hessian")
     make, criterion, draw = NETWORKS[network]
     torch.manual_seed(0)
     notes: list[tuple[Tensor, Solution]] = []
@@ -110,11 +112,12 @@ def test_learned_hyperparameters_start_where_they_should_in_float64(name: str, v
     torch.testing.assert_close(found, torch.full_like(found, value), rtol=1e-13, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*no `val_dataloader`.*")
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
 def test_a_network_in_half_precision_is_refused(precision: str) -> None:
     trainer = Trainer(
         accelerator="cpu", max_steps=1, precision=precision, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
     learner = MetaLearner(smooth_mlp(), criterion=nn.MSELoss())
     with pytest.raises(UsageError, match=f"precision {precision} leaves no digits"):

@@ -18,7 +18,7 @@ from imaml_lightning.cli.class_names import find_our_classes
 from imaml_lightning.cli.complaint import one_line, refusal
 from imaml_lightning.cli.config import check_restored, peek_options, refuse_lost_options
 from imaml_lightning.cli.defaults import DEFAULT_NAME, DEFAULT_OUTPUT, FIRST_LOOK, TRAINER_DEFAULTS
-from imaml_lightning.cli.report import figures_line, print_summary, write_predictions
+from imaml_lightning.cli.report import adaptation_lines, figures_line, print_summary, write_predictions
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.errors import DataError, UsageError
 from imaml_lightning.learner.checkpoint import CONFIG_KEY, TRUSTED, WholeCheckpoints, find_checkpoint
@@ -236,7 +236,7 @@ class CommandLine(LightningCLI):
         if self.trainer.is_global_zero:
             print_summary(
                 {
-                    "test": f"{figures_line(metrics, 'test')}, {self.datamodule.test_episodes} episodes",
+                    **self._figures("test", metrics, model),
                     "checkpoint": f"{best}{missing}",
                     "logs, pictures": str(self.run.path),
                     "evaluate again": f"python -m imaml_lightning test --ckpt_path {best}",
@@ -245,11 +245,11 @@ class CommandLine(LightningCLI):
 
     def validate(self, model: MetaLearner, **kwargs: Any) -> None:
         """Figures on the fixed validation episodes."""
-        self._evaluate("val", self.trainer.validate(model, **kwargs))
+        self._evaluate("val", model, self.trainer.validate(model, **kwargs))
 
     def test(self, model: MetaLearner, **kwargs: Any) -> None:
         """Figures on the fixed test episodes."""
-        self._evaluate("test", self.trainer.test(model, **kwargs))
+        self._evaluate("test", model, self.trainer.test(model, **kwargs))
 
     def predict(self, model: MetaLearner, **kwargs: Any) -> None:
         """Outputs for the query sets of the test episodes, to predictions.csv."""
@@ -259,11 +259,16 @@ class CommandLine(LightningCLI):
         write_predictions(path, cast(list[Tensor], self.trainer.predict(model, **kwargs)))
         print_summary({"predictions": str(path)})
 
-    def _evaluate(self, stage: str, metrics: Sequence[Mapping[str, float]]) -> None:
+    def _evaluate(self, stage: str, model: MetaLearner, metrics: Sequence[Mapping[str, float]]) -> None:
         if self.trainer.is_global_zero:
-            episodes = getattr(self.datamodule, f"{stage}_episodes")
             weights = str(self.checkpoint or "random, as asked by --untrained")
-            print_summary({stage: f"{figures_line(metrics[0], stage)}, {episodes} episodes", "weights": weights})
+            print_summary({**self._figures(stage, metrics[0], model), "weights": weights})
+
+    def _figures(self, stage: str, metrics: Mapping[str, float], model: MetaLearner) -> dict[str, str]:
+        episodes = getattr(self.datamodule, f"{stage}_episodes")
+        solves = hasattr(model.adaptation, "inner_solver")
+        said = {stage: f"{figures_line(metrics, stage)}, {episodes} episodes"}
+        return said | adaptation_lines(metrics, stage, episodes, solves)
 
 
 class _Parser(LightningArgumentParser):

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from imaml_lightning.errors import UsageError
+from imaml_lightning.learner.advice import REMEDY, advice
 
 
 def figures_line(metrics: Mapping[str, Tensor | float], stage: str) -> str:
@@ -21,6 +22,28 @@ def figures_line(metrics: Mapping[str, Tensor | float], stage: str) -> str:
         if f"{stage}/{name}" in metrics:
             return f"{name} {metrics[f'{stage}/{name}']:.4f} ± {metrics[f'{stage}/{name}_ci95']:.4f} (95% confidence)"
     return "no figures"
+
+
+def adaptation_lines(metrics: Mapping[str, Tensor | float], stage: str, episodes: int, solves: bool) -> dict[str, str]:
+    """What adaptation did to the query set, before → after, in means and medians; how the inner problems ended, and advice.
+
+    ``solves``: the adaptation means to solve them; see ``advice``.
+    """
+    known = {name.removeprefix(f"{stage}/"): float(value) for name, value in metrics.items()}
+    changes = []
+    for name in ("loss", "accuracy"):
+        after = next((known[n] for n in (name, f"{name}_transductive", f"{name}_inductive") if n in known), None)
+        if after is not None and f"{name}_before" in known:
+            medians = f"medians {known[f'{name}_before_median']:.4g} → {known[f'{name}_median']:.4g}"
+            changes.append(f"{name} {known[f'{name}_before']:.4g} → {after:.4g} ({medians})")
+    lines = {"adaptation": ", ".join(changes)} if changes else {}
+    if "inner_diverged" in known:
+        stationarity, growth = known["inner_stationarity_median"], known["inner_growth_median"]
+        said = f"median ‖∇G‖/‖∇L‖ = {stationarity:.2g}, {advice(stationarity, growth, False, solves)}"
+        if diverged := round(known["inner_diverged"] * episodes):
+            said = f"{diverged} of {episodes} diverged, their loss rose: {REMEDY}; {said.removesuffix(f': {REMEDY}')}"
+        lines["inner problems"] = said
+    return lines
 
 
 def print_summary(lines: dict[str, str]) -> None:

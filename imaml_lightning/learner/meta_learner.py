@@ -26,8 +26,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from imaml_lightning.adaptation import Adaptation, Adapted, Implicit
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import DivergedError, UsageError, check_positive
+from imaml_lightning.learner.advice import outcome
 from imaml_lightning.learner.calibration import seconds_a_task
 from imaml_lightning.learner.checkpoint import TRUSTED, check_trusted, read_checkpoint
+from imaml_lightning.learner.medians import EpisodeMedian
 from imaml_lightning.learner.memory import peak_memory
 from imaml_lightning.learner.metrics import EpisodeMean
 from imaml_lightning.learner.modes import answering
@@ -47,6 +49,9 @@ MAX_SKIPPED = 10
 
 #: Under which a checkpoint keeps what a run needs, besides its state, to go on bit for bit.
 COUNTERS_KEY = "imaml_lightning_counters"
+
+#: Figures of which validation and test give the median beside the mean.
+MEDIANS = ("loss", "loss_before", "accuracy", "accuracy_before", "inner_stationarity", "inner_growth")
 
 #: Tasks that a CPU solves together. Measured with torch 2.13: 1.2 to 2.3 times faster than one by one (benchmarks/task_chunk.py).
 CPU_CHUNK = 16
@@ -112,6 +117,7 @@ class MetaLearner(LightningModule):
         self.skipped_in_a_row = 0
         self.unreached: set[str] = set()  # parameters, as far as it was said
         self.scores: dict[str, EpisodeMean] = {}  # of the episodes of this validation or test
+        self.medians: dict[str, EpisodeMedian] = {}
 
     def _save_plain_hyperparameters(self) -> None:
         """Keep what ``load_from_checkpoint`` needs, as plain types.
@@ -249,6 +255,7 @@ class MetaLearner(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.scores.clear()
+        self.medians.clear()
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -426,12 +433,15 @@ class MetaLearner(LightningModule):
     def _evaluate(self, episode: Episode, number: int) -> None:
         with answering(self), torch.no_grad(), self._drawing(number):
             for chunk in settled(episode).chunks(self._chunk_size()):
-                adapted = self.adapted(chunk.support)
+                objective = self.objective(chunk.support)
+                adapted = self.adaptation(objective)
                 figures = self._task_figures(chunk, adapted, self.judge(adapted.phi, chunk.query))
-                for name, values in figures.items():
+                for name, values in (figures | outcome(objective, adapted.phi)).items():
                     if name not in self.scores:
                         self.scores[name] = EpisodeMean().to(self.device)
+                        self.medians[name] = EpisodeMedian().to(self.device)
                     self.scores[name].update(values)
+                    self.medians[name].update(values)
 
     def _log_scores(self, stage: str) -> None:
         for name, metric in self.scores.items():
@@ -441,11 +451,15 @@ class MetaLearner(LightningModule):
             self.log(f"{stage}/{shown}", score["mean"].float(), prog_bar=name == "accuracy", sync_dist=True)
             if name in ("loss", "accuracy"):
                 self.log(f"{stage}/{shown}_ci95", score["ci95"].float(), sync_dist=True)
+            if name in MEDIANS:
+                self.log(f"{stage}/{name}_median", self.medians[name].compute(), sync_dist=True)
 
 
 def validation_figures(classes: bool) -> set[str]:
     """Names of what validation logs of an iterative inner solver, with accuracies where the targets are ``classes``."""
     scores = ("loss", "accuracy") if classes else ("loss",)
-    inner = ("residual", "stationarity", "steps", *(code.name.lower() for code in Result))
-    names = [f"{score}{kind}" for score in scores for kind in ("", "_before", "_ci95")]
+    outcomes = ("diverged", "growth", "growth_median", "stationarity_median")
+    inner = ("residual", "stationarity", "steps", *outcomes, *(code.name.lower() for code in Result))
+    kinds = ("", "_before", "_ci95", "_median", "_before_median")
+    names = [f"{score}{kind}" for score in scores for kind in kinds]
     return {f"val/{name}" for name in (*names, *(f"inner_{name}" for name in inner))}
