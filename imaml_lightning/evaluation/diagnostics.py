@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -15,23 +15,26 @@ from imaml_lightning.inner import InnerSolver
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.learner.modes import answering
 from imaml_lightning.learner.targets import settled
-from imaml_lightning.problem.derivatives import Linearisation
-from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.objective import InnerObjective, LinearisedObjective
 from imaml_lightning.problem.solution import Solution
 
 
+@dataclass(frozen=True, eq=False)
 class TracedObjective(InnerObjective):
     """An inner objective that keeps every point at which a solver asks for a gradient."""
 
-    def __init__(self, of: InnerObjective) -> None:
-        super().__init__(of.network, of.support, of.theta, of.proximal, of.criterion)
-        self.points: list[Tensor] = []
+    points: list[Tensor] = field(default_factory=list)
+
+    @staticmethod
+    def of(objective: InnerObjective) -> TracedObjective:
+        """The same objective, traced from now on."""
+        return TracedObjective(**{each.name: getattr(objective, each.name) for each in fields(objective)})
 
     def value_and_gradient(self, phi: Tensor) -> tuple[Tensor, Tensor]:
         self.points.append(phi.detach().clone())
         return super().value_and_gradient(phi)
 
-    def linearise(self, phi: Tensor) -> Linearisation:
+    def linearise(self, phi: Tensor) -> LinearisedObjective:
         self.points.append(phi.detach().clone())
         return super().linearise(phi)
 
@@ -41,7 +44,7 @@ def trace(solver: InnerSolver, objective: InnerObjective) -> Tensor:
 
     With one gradient evaluation a step these are its iterates; a line search tries points that it does not take.
     """
-    traced = TracedObjective(objective)
+    traced = TracedObjective.of(objective)
     with torch.no_grad():
         end = solver.minimise(traced, objective.start()).value
     return torch.stack([*traced.points, end])
@@ -77,7 +80,7 @@ def adaptation_curve(learner: MetaLearner, episode: Episode, max_steps: int | No
         if solver is not None:
             path = trace(solver, objective)
         else:
-            traced = TracedObjective(objective)
+            traced = TracedObjective.of(objective)
             end = learner.adaptation(traced).phi
             path = torch.stack([*traced.points, end])
         last = len(path) - 1

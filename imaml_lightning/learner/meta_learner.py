@@ -38,8 +38,10 @@ from imaml_lightning.learner.reach import exchanged, reached
 from imaml_lightning.learner.targets import settled
 from imaml_lightning.models import Conv4
 from imaml_lightning.problem.compiled import CompiledDerivatives
+from imaml_lightning.problem.cut import Cut
+from imaml_lightning.problem.derivatives import task_losses
 from imaml_lightning.problem.network import FlatNetwork
-from imaml_lightning.problem.objective import InnerObjective, task_losses
+from imaml_lightning.problem.objective import InnerObjective
 from imaml_lightning.problem.randomness import seeded
 from imaml_lightning.problem.solution import Result, indicators
 
@@ -112,6 +114,9 @@ class MetaLearner(LightningModule):
         self.seed: int | None = None  # of what the network draws; a checkpoint remembers it
         self.derivatives: CompiledDerivatives | None = None  # callbacks.Compiled sets them
         self.flat = FlatNetwork(self.network, adapt)
+        regroups = f"{type(self.adaptation).__name__} groups examples anew"
+        self.cut = Cut(self.flat, regroups if self.adaptation.regroups else "")
+        _refuse_running_statistics(self.cut.adapted.network, self.cut.why_whole)
         self.adaptation.fit_to(self.flat)
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64))
         self.skipped_in_a_row = 0
@@ -176,20 +181,33 @@ class MetaLearner(LightningModule):
             return {"optimizer": optimizer}
         return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
 
+    def features(self, episode: Episode) -> Episode:
+        """The episode with features in place of inputs: what comes before the first adapted parameter, evaluated once."""
+        support, query = self.cut.features(episode.support.x, episode.query.x)
+        return Episode(episode.support._replace(x=support), episode.query._replace(x=query))
+
     def objective(self, support: Examples) -> InnerObjective:
-        """The inner problem of each task of ``support``."""
+        """The inner problem of each task of ``support``, whose x are inputs."""
+        return self.objective_on(support._replace(x=self.cut.features(support.x)[0]))
+
+    def objective_on(self, support: Examples) -> InnerObjective:
+        """The inner problem of each task of ``support``, whose x are features."""
+        way = int(support.y.max()) + 1 if self.flat.any_way else None
         criterion = self.support_criterion or self.criterion
-        return InnerObjective(
-            self.flat, support, self.flat.vector(), self.adaptation.proximal, criterion, self.derivatives
-        )
+        theta = self.flat.vector(way)
+        return InnerObjective(self.cut.adapted, support, theta, self.adaptation.proximal, criterion, self.derivatives)
 
     def adapted(self, support: Examples) -> Adapted:
-        """φ for each task of ``support``; differentiable in all meta-parameters where gradients are enabled."""
+        """φ for each task of ``support``, whose x are inputs; differentiable in all meta-parameters where gradients are enabled."""
         return self.adaptation(self.objective(support))
 
     def judge(self, phi: Tensor, query: Examples) -> dict[str, Tensor]:
-        """Query ``loss [task]`` at ``phi [task, param]``, and ``accuracy [task]`` where targets are classes."""
-        outputs = self.flat.tasks(phi, query.x)
+        """Query ``loss [task]`` at ``phi [task, param]``, and ``accuracy [task]`` where targets are classes; x are inputs."""
+        return self.judge_on(phi, query._replace(x=self.cut.features(query.x)[0]))
+
+    def judge_on(self, phi: Tensor, query: Examples) -> dict[str, Tensor]:
+        """As ``judge``, of ``query`` whose x are features."""
+        outputs = self.cut.adapted.tasks(phi, query.x)
         figures = {"loss": task_losses(self.criterion, outputs, query)}
         if not query.y.is_floating_point():
             hits = (outputs.argmax(-1) == query.y).double()
@@ -201,31 +219,50 @@ class MetaLearner(LightningModule):
         episode = settled(episode)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0: never, as in a barebones Trainer
         log_now = every > 0 and (self.global_step + 1) % every == 0
-        logs: list[dict[str, Tensor]] = []
+        # Since the first, with those that were skipped.
+        meta_step: int = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        with self._drawing(meta_step, 0):
+            episode = self.features(episode)
         if self.task_chunk == "measured" and self.measured_chunk is None:
             self._measure_chunk(episode.support)
-        chunks = list(episode.chunks(self._chunk_size()))
-        meta_step = (
-            self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        )  # since the first, with those that were skipped
+        logs: list[dict[str, Tensor]] = []
+        earlier: list[tuple[Episode, Episode]] = []
+        *before, last = episode.chunks(self._chunk_size())
         with self._all_or_none():
-            for number, chunk in enumerate(chunks, start=1):
-                with self._gradient_sync(number == len(chunks)), self._drawing(meta_step, number):
-                    logs.append(self.learn(chunk, episode.tasks, log_now))
+            for number, chunk in enumerate(before, start=1):
+                # The shared part is walked back through once, with the last chunk; until then its features collect gradients.
+                ends = chunk if self.cut.whole else _leaves(chunk)
+                earlier += [] if self.cut.whole else [(chunk, ends)]
+                with self._no_gradient_sync(), self._drawing(meta_step, number):
+                    logs.append(self.learn(ends, episode.tasks, log_now))
+            with self._drawing(meta_step, len(before) + 1):
+                logs.append(self.learn(last, episode.tasks, log_now, *([earlier] if earlier else [])))
         norm = self._outer_step()
         if log_now:
             self._log_step(logs, norm, time.perf_counter() - began)
 
-    def learn(self, chunk: Episode, tasks: int, log_now: bool) -> dict[str, Tensor]:
-        """Add a chunk's part of the meta-gradient to the parameters' ``grad``; what the log tells of its tasks, if asked."""
-        objective = self.objective(chunk.support)
+    def learn(
+        self, chunk: Episode, tasks: int, log_now: bool, earlier: Sequence[tuple[Episode, Episode]] = ()
+    ) -> dict[str, Tensor]:
+        """Add a chunk's part of the meta-gradient to the parameters' ``grad``; what the log tells of its tasks, if asked.
+
+        Args:
+            chunk: tasks with features for inputs.
+            tasks: of the whole meta-step, over which the loss is a mean.
+            log_now: whether the log is written in this meta-step.
+            earlier: chunks learned from before, with the same whose features have collected their gradients.
+        """
+        objective = self.objective_on(chunk.support)
         adapted = self.adaptation(objective)
-        figures = self.judge(adapted.phi, chunk.query)
+        figures = self.judge_on(adapted.phi, chunk.query)
         query = objective.on(chunk.query, self.criterion)
-        loss = self.adaptation.outer_loss(adapted, figures["loss"], objective, query)
-        mean = loss.sum() / tasks
-        self.manual_backward(exchanged(mean, self._trained().values()) if self._in_ddp() else mean)
-        return self._task_figures(chunk, adapted, figures) if log_now else {}
+        loss = self.adaptation.outer_loss(adapted, figures["loss"], objective, query).sum() / tasks
+        for attached, collected in earlier:
+            for part, end in zip(attached, collected, strict=True):
+                if end.x.grad is not None:
+                    loss = loss + (part.x * (end.x.grad / self._loss_scale())).sum()
+        self.manual_backward(exchanged(loss, self._trained().values()) if self._in_ddp() else loss)
+        return self._task_figures(chunk, adapted, objective.theta, figures) if log_now else {}
 
     def validation_step(self, episode: Episode, batch_idx: int) -> None:
         self._evaluate(episode, batch_idx)
@@ -246,10 +283,10 @@ class MetaLearner(LightningModule):
         """
         with answering(self), torch.no_grad():
             pairs = []
-            for chunk in settled(episode).chunks(self._chunk_size()):
-                theta = self.flat.vector().expand(chunk.tasks, -1)
-                phi = self.adapted(chunk.support).phi
-                pairs.append(tuple(self.flat.tasks(at, chunk.query.x) for at in (theta, phi)))
+            for chunk in map(self.features, settled(episode).chunks(self._chunk_size())):
+                objective = self.objective_on(chunk.support)
+                ends = objective.start(), self.adaptation(objective).phi
+                pairs.append(tuple(self.cut.adapted.tasks(at, chunk.query.x) for at in ends))
             before, after = zip(*pairs, strict=True)
             return torch.cat(before), torch.cat(after)
 
@@ -269,7 +306,7 @@ class MetaLearner(LightningModule):
 
     def _measure_chunk(self, support: Examples) -> None:
         """The same for all ranks: the first one's."""
-        times = seconds_a_task(self.objective, support)
+        times = seconds_a_task(self.objective_on, support)
         best = min(times, key=lambda size: times[size])
         self.measured_chunk = self.trainer.strategy.broadcast(best)
         measured = ", ".join(f"{size}: {1000 * time:.3g}" for size, time in times.items())
@@ -310,7 +347,8 @@ class MetaLearner(LightningModule):
         if self.measured_chunk is not None and self.task_chunk == "measured":
             return self.measured_chunk
         if isinstance(self.task_chunk, str):
-            return CPU_CHUNK if self.device.type == "cpu" else None
+            together = self.device.type != "cpu" or self.cut.adapted.is_linear
+            return None if together else CPU_CHUNK
         return self.task_chunk
 
     def _trained(self) -> dict[str, nn.Parameter]:
@@ -319,14 +357,15 @@ class MetaLearner(LightningModule):
     def _in_ddp(self) -> bool:
         return self._trainer is not None and isinstance(self.trainer.strategy, DDPStrategy)
 
-    def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager:
-        """Under DDP, ranks exchange gradients once a meta-step, in the backward pass of the last chunk."""
+    def _no_gradient_sync(self) -> contextlib.AbstractContextManager:
+        """Under DDP, ranks exchange gradients once a meta-step, in the backward pass of the last chunk, and not within this."""
         strategy = self.trainer.strategy
-        return (
-            contextlib.nullcontext()
-            if last or not isinstance(strategy, DDPStrategy)
-            else strategy.block_backward_sync()
-        )
+        return strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else contextlib.nullcontext()
+
+    def _loss_scale(self) -> float:
+        """By how much gradients are multiplied under 16-mixed until the optimizer steps; 1 elsewhere."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return scaler.get_scale() if scaler else 1.0
 
     @contextlib.contextmanager
     def _all_or_none(self) -> Iterator[None]:
@@ -353,8 +392,7 @@ class MetaLearner(LightningModule):
         """
         optimizer = self._outer_optimizer()
         # Under 16-mixed the gradients are still multiplied by the loss scale here; the optimizer's step divides it out.
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        scale = scaler.get_scale() if scaler else 1.0
+        scaler, scale = getattr(self.trainer.precision_plugin, "scaler", None), self._loss_scale()
         limit = float("inf") if self.clip_norm is None else self.clip_norm * scale
         norm = nn.utils.clip_grad_norm_((p for p in self.parameters() if p.requires_grad), limit) / scale
         finite = bool(norm.isfinite())
@@ -405,12 +443,13 @@ class MetaLearner(LightningModule):
         assert isinstance(optimizer, LightningOptimizer)  # there is one
         return optimizer
 
-    def _task_figures(self, chunk: Episode, adapted: Adapted, figures: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _task_figures(
+        self, chunk: Episode, adapted: Adapted, theta: Tensor, figures: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """What the log tells of each task of a chunk, all ``[task]``."""
         logs = {name: value.detach() for name, value in figures.items()}
         with torch.no_grad():
-            theta = self.flat.vector().expand(chunk.tasks, -1)
-            before = self.judge(theta, chunk.query)
+            before = self.judge_on(theta.expand(chunk.tasks, -1), chunk.query)
         logs |= {f"{name}_before": value for name, value in before.items()}
         logs |= {"inner_stationarity": adapted.stationarity}
         for name, solution in (("inner", adapted.inner), ("linear", adapted.linear)):
@@ -432,10 +471,11 @@ class MetaLearner(LightningModule):
 
     def _evaluate(self, episode: Episode, number: int) -> None:
         with answering(self), torch.no_grad(), self._drawing(number):
-            for chunk in settled(episode).chunks(self._chunk_size()):
-                objective = self.objective(chunk.support)
+            for chunk in map(self.features, settled(episode).chunks(self._chunk_size())):
+                objective = self.objective_on(chunk.support)
                 adapted = self.adaptation(objective)
-                figures = self._task_figures(chunk, adapted, self.judge(adapted.phi, chunk.query))
+                judged = self.judge_on(adapted.phi, chunk.query)
+                figures = self._task_figures(chunk, adapted, objective.theta, judged)
                 for name, values in (figures | outcome(objective, adapted.phi)).items():
                     if name not in self.scores:
                         self.scores[name] = EpisodeMean().to(self.device)
@@ -455,6 +495,17 @@ class MetaLearner(LightningModule):
                 self.log(f"{stage}/{name}_median", self.medians[name].compute(), sync_dist=True)
 
 
+def _refuse_running_statistics(adapted: nn.Module, why_whole: str) -> None:
+    """What is adapted is evaluated at many points for each task, of which running statistics would be a mixture."""
+    for name, module in adapted.named_modules():
+        if getattr(module, "track_running_stats", False):
+            whole = f" (the network stays whole, because {why_whole})" if why_whole else ""
+            raise UsageError(
+                f"{type(module).__name__} {name} keeps running statistics among what is adapted{whole}: adapt only what comes "
+                "after it, or build it with track_running_stats=False (norm batch of the package's networks)"
+            )
+
+
 def validation_figures(classes: bool) -> set[str]:
     """Names of what validation logs of an iterative inner solver, with accuracies where the targets are ``classes``."""
     scores = ("loss", "accuracy") if classes else ("loss",)
@@ -463,3 +514,8 @@ def validation_figures(classes: bool) -> set[str]:
     kinds = ("", "_before", "_ci95", "_median", "_before_median")
     names = [f"{score}{kind}" for score in scores for kind in kinds]
     return {f"val/{name}" for name in (*names, *(f"inner_{name}" for name in inner))}
+
+
+def _leaves(chunk: Episode) -> Episode:
+    """The chunk with features that are leaves, in which gradients are collected."""
+    return Episode(*(part._replace(x=part.x.detach().requires_grad_(part.x.requires_grad)) for part in chunk))

@@ -50,21 +50,34 @@ class ProximalTerm(nn.Module):
         count = {"network": 1, "tensor": len(network.sizes), "parameter": sum(network.sizes)}[self.per]
         self.raw = nn.Parameter(self._raw(self.initial, count).float(), requires_grad=self.learn)
         self.repeats = torch.tensor(network.sizes) if self.per == "tensor" else None
-        self.params = sum(network.sizes)
+        self.network = network
 
     def _apply(self, fn: Any, recurse: bool = True) -> ProximalTerm:
         exactly(self, self._raw(self.initial, len(self.raw)), lambda: super(ProximalTerm, self)._apply(fn, recurse))
         return self
 
     def strength(self) -> Tensor:
-        """λ, ``[1]`` or ``[param]``; differentiable in ``raw``."""
+        """λ, ``[1]`` or ``[stored]`` (see ``FlatNetwork``); differentiable in ``raw``."""
         strength = softplus(self.raw)
         # Its length given, nothing has to wait for the device to be asked.
-        return strength if self.repeats is None else strength.repeat_interleave(self.repeats, output_size=self.params)
+        return (
+            strength
+            if self.repeats is None
+            else strength.repeat_interleave(self.repeats, output_size=sum(self.network.sizes))
+        )
+
+    def diagonal(self, params: int) -> Tensor:
+        """The diagonal of Λ, which is all of it, ``[1]`` or ``[param]``.
+
+        Raises:
+            UsageError: Λ is no diagonal matrix.
+        """
+        strength = self.strength()
+        return strength if strength.numel() == 1 else self.network.expand(strength, params)
 
     def product(self, d: Tensor) -> Tensor:
         """Λ d ``[task, param]``, with Λ = ∇²R: R is ½ dᵀΛd of the distance d = φ − θ ``[task, param]``, and ∇R is Λ d."""
-        return self.strength() * d
+        return ProximalTerm.diagonal(self, d.shape[1]) * d
 
     def value_and_gradient(self, phi: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """R ``[task]`` and ∇R ``[task, param]``, of ``phi [task, param]`` and ``theta [param]``."""
@@ -114,9 +127,15 @@ class LowRankProximalTerm(ProximalTerm):
     def fit_to(self, network: FlatNetwork) -> None:
         """Give ``raw`` its entries, and ``factor`` (U) a row for each parameter of this network."""
         super().fit_to(network)
+        if network.any_way:
+            raise UsageError("LowRankProximalTerm needs a head of a fixed number of classes: use ProximalTerm")
         params = sum(network.sizes)
         factor = torch.randn(params, self.rank) * math.sqrt(self.spread * self.initial / params)
         self.factor = nn.Parameter(factor, requires_grad=self.learn)
+
+    def diagonal(self, params: int) -> Tensor:
+        """Refused: Λ is no diagonal matrix."""
+        raise UsageError("the matrix of LowRankProximalTerm is no diagonal: use ProximalTerm, or ConjugateGradient")
 
     def product(self, d: Tensor) -> Tensor:
         """Λ d ``[task, param]``."""

@@ -65,7 +65,7 @@ def obstacle(learner: MetaLearner) -> str | None:
     """Why the learner's derivatives are not to be compiled, if they are not."""
     if learner.flat.can_fold:
         return f"{type(learner.network).__name__} has its derivatives written out, which is faster"
-    if learner.flat.shared():
+    if learner.flat.shared():  # a shared part's features need the graph as well
         return "some parameters are not adapted, and the meta-gradient needs the graph that leads to them"
     if any(True for _ in (learner.support_criterion or learner.criterion).parameters()):
         return "the criterion has parameters, and the meta-gradient needs the graph that leads to them"

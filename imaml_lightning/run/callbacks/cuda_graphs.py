@@ -132,6 +132,8 @@ def obstacle(learner: MetaLearner) -> str | None:
         return "several ranks cannot exchange gradients inside a recording"
     if getattr(learner.trainer.precision_plugin, "scaler", None):
         return "16-mixed changes its loss scale from step to step (bf16-mixed has none)"
+    if not learner.cut.whole:
+        return "the shared part of the network is evaluated outside of what is recorded"
     if not learner.adaptation.constant:
         return f"{type(learner.adaptation).__name__} does not do the same in every meta-step"
     return None
