@@ -46,6 +46,18 @@ def test_fit_tests_the_best_checkpoint_and_says_where_everything_lies(trained: t
     assert run("test", "--name", "sinusoid_5shot", "--ckpt_path", "best", folder=folder).stdout == again.stdout
 
 
+def test_one_command_tests_several_settings(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    best = ["test", "--ckpt_path", "runs/sinusoid_5shot/000/best.ckpt"]
+
+    def figures(*options: str) -> dict[str, str]:
+        lines = run(*best, *options, folder=folder).stdout.splitlines()
+        return {line[:15].strip(): line[15:] for line in lines if line.startswith("test")}
+
+    together = figures("--data.eval_settings", "[5s, 10s]")
+    assert together == {"test 5s": figures()["test"], "test 10s": figures("--data.eval_shot", "10")["test"]}
+
+
 def test_checkpoint_holds_plain_types_and_its_configuration(trained: tuple[Path, str]) -> None:
     folder, _ = trained
     run_folder = folder / "runs/sinusoid_5shot/000"

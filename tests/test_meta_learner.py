@@ -131,6 +131,21 @@ def test_evaluation_gives_true_figures_time_after_time(inference_mode: bool) -> 
     torch.testing.assert_close(predicted.sum(-1), torch.ones(9, 9))
 
 
+@pytest.mark.parametrize("names", [("a", "b"), (0, 1)])
+def test_each_of_several_test_loaders_has_figures_of_its_own(names: tuple) -> None:
+    learner, loaders = build(), [loader(2, seed=9), loader(3, seed=20)]
+    alone = [trainer().test(learner, one, verbose=False)[0] for one in loaders]
+    given = dict(zip(names, loaders, strict=True)) if names[0] == "a" else loaders
+    [together, _] = trainer().test(learner, given, verbose=False)
+    expected = {
+        f"test/{n}/{key.removeprefix('test/')}": v
+        for n, one in zip(names, alone, strict=True)
+        for key, v in one.items()
+    }
+    assert together == expected
+    assert alone[0]["test/loss"] != alone[1]["test/loss"]
+
+
 @pytest.mark.parametrize("inference_mode", [True, False])
 def test_validation_changes_nothing(inference_mode: bool) -> None:
     plain, checked = build(), build()

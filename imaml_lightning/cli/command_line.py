@@ -18,7 +18,7 @@ from imaml_lightning.cli.class_names import find_our_classes
 from imaml_lightning.cli.complaint import one_line, refusal
 from imaml_lightning.cli.config import check_restored, peek_options, refuse_lost_options
 from imaml_lightning.cli.defaults import DEFAULT_NAME, DEFAULT_OUTPUT, FIRST_LOOK, TRAINER_DEFAULTS
-from imaml_lightning.cli.report import adaptation_lines, figures_line, print_summary, write_predictions
+from imaml_lightning.cli.report import adaptation_lines, figures_lines, print_summary, write_predictions
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.errors import DataError, UsageError
 from imaml_lightning.learner.checkpoint import CONFIG_KEY, TRUSTED, WholeCheckpoints, find_checkpoint
@@ -235,8 +235,8 @@ class CommandLine(LightningCLI):
         metrics = self.trainer.test(model, kwargs["datamodule"], ckpt_path=best, weights_only=True, verbose=False)[0]
         if self.trainer.is_global_zero:
             print_summary(
-                {
-                    **self._figures("test", metrics, model),
+                self._figures("test", metrics, model)
+                | {
                     "checkpoint": f"{best}{missing}",
                     "logs, pictures": str(self.run.path),
                     "evaluate again": f"python -m imaml_lightning test --ckpt_path {best}",
@@ -262,13 +262,13 @@ class CommandLine(LightningCLI):
     def _evaluate(self, stage: str, model: MetaLearner, metrics: Sequence[Mapping[str, float]]) -> None:
         if self.trainer.is_global_zero:
             weights = str(self.checkpoint or "random, as asked by --untrained")
-            print_summary({**self._figures(stage, metrics[0], model), "weights": weights})
+            print_summary(self._figures(stage, metrics[0]) | {"weights": weights})
 
-    def _figures(self, stage: str, metrics: Mapping[str, float], model: MetaLearner) -> dict[str, str]:
+    def _figures(self, stage: str, metrics: Mapping[str, Tensor | float]) -> dict[str, str]:
+        """What was reached, a line for each setting of the test."""
         episodes = getattr(self.datamodule, f"{stage}_episodes")
-        solves = hasattr(model.adaptation, "inner_solver")
-        said = {stage: f"{figures_line(metrics, stage)}, {episodes} episodes"}
-        return said | adaptation_lines(metrics, stage, episodes, solves)
+        lines = figures_lines(metrics, stage, list(self.datamodule.settings) if stage == "test" else [])
+        return {name: f"{line}, {episodes} episodes" for name, line in lines.items()}
 
 
 class _Parser(LightningArgumentParser):

@@ -29,21 +29,30 @@ def adaptation_lines(metrics: Mapping[str, Tensor | float], stage: str, episodes
 
     ``solves``: the adaptation means to solve them; see ``advice``.
     """
-    known = {name.removeprefix(f"{stage}/"): float(value) for name, value in metrics.items()}
+    start = f"{stage}/"
+    known = {name.removeprefix(start): float(value) for name, value in metrics.items() if name.startswith(start)}
+    setting = stage.partition("/")[2]
+    suffix = f" {setting}" if setting else ""
     changes = []
     for name in ("loss", "accuracy"):
         after = next((known[n] for n in (name, f"{name}_transductive", f"{name}_inductive") if n in known), None)
         if after is not None and f"{name}_before" in known:
             medians = f"medians {known[f'{name}_before_median']:.4g} → {known[f'{name}_median']:.4g}"
             changes.append(f"{name} {known[f'{name}_before']:.4g} → {after:.4g} ({medians})")
-    lines = {"adaptation": ", ".join(changes)} if changes else {}
+    lines = {f"adaptation{suffix}": ", ".join(changes)} if changes else {}
     if "inner_diverged" in known:
         stationarity, growth = known["inner_stationarity_median"], known["inner_growth_median"]
         said = f"median ‖∇G‖/‖∇L‖ = {stationarity:.2g}, {advice(stationarity, growth, False, solves)}"
         if diverged := round(known["inner_diverged"] * episodes):
             said = f"{diverged} of {episodes} diverged, their loss rose: {REMEDY}; {said.removesuffix(f': {REMEDY}')}"
-        lines["inner problems"] = said
+        lines[f"inner problems{suffix}"] = said
     return lines
+
+
+def figures_lines(metrics: Mapping[str, Tensor | float], stage: str, settings: Sequence[str]) -> dict[str, str]:
+    """``figures_line`` of each of the settings that the stage was about; of the stage itself where there are none."""
+    stages = [f"{stage}/{setting}" for setting in settings] or [stage]
+    return {name.replace("/", " "): figures_line(metrics, name) for name in stages}
 
 
 def print_summary(lines: dict[str, str]) -> None:

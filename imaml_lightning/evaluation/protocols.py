@@ -128,9 +128,12 @@ def by_way_and_shot(
     A network with a head for 5 classes answers tasks of up to 5.
     """
     table = {}
+    query = data.evaluation.query
     for way in ways:
         for shot in shots:
-            other = EpisodeDataModule(data.source, way, shot, data.query, eval_query=data.eval_query, seed=data.seed)
+            other = EpisodeDataModule(
+                data.source, *data.training.most, seed=data.seed, eval_way=way, eval_shot=shot, eval_query=query
+            )
             table[way, shot] = evaluate(learner, other, episodes=episodes).mean()
     return table
 

@@ -40,7 +40,8 @@ class WholeCheckpoints(CheckpointIO):
             DivergedError: a weight or the optimizer's state is not finite.
             OSError: the disk is full or the folder cannot be written; what ``path`` held is as it was.
         """
-        for name, tensor in _tensors({key: checkpoint.get(key) for key in ("state_dict", "optimizer_states")}):
+        state = ("state_dict", "current_model_state", "optimizer_states")  # the second beside an average of the first
+        for name, tensor in _tensors({key: checkpoint.get(key) for key in state}):
             if not tensor.isfinite().all():
                 raise DivergedError(
                     f"{path} was not written, since {name} is not finite: "

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -267,8 +267,8 @@ class MetaLearner(LightningModule):
     def validation_step(self, episode: Episode, batch_idx: int) -> None:
         self._evaluate(episode, batch_idx)
 
-    def test_step(self, episode: Episode, batch_idx: int) -> None:
-        self._evaluate(episode, batch_idx)
+    def test_step(self, episode: Episode, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(episode, batch_idx, self._setting(dataloader_idx))
 
     def predict_step(self, episode: Episode, batch_idx: int) -> Tensor:
         """Outputs on the query set after adaptation ``[task, example, output]``: class probabilities or regression values."""
@@ -469,7 +469,14 @@ class MetaLearner(LightningModule):
             self.log(f"train/{name}", value.float(), prog_bar=name == bar, sync_dist=True)
         self.log("lr", self._outer_optimizer().param_groups[0]["lr"])
 
-    def _evaluate(self, episode: Episode, number: int) -> None:
+    def _setting(self, number: int) -> str:
+        """What goes before the figures of one test loader out of several: its name, or else its number, and a slash."""
+        loaders = self.trainer.test_dataloaders
+        if isinstance(loaders, Mapping):
+            return f"{list(loaders)[number]}/"
+        return f"{number}/" if isinstance(loaders, Sequence) and len(loaders) > 1 else ""
+
+    def _evaluate(self, episode: Episode, number: int, setting: str = "") -> None:
         with answering(self), torch.no_grad(), self._drawing(number):
             for chunk in map(self.features, settled(episode).chunks(self._chunk_size())):
                 objective = self.objective_on(chunk.support)
@@ -477,22 +484,23 @@ class MetaLearner(LightningModule):
                 judged = self.judge_on(adapted.phi, chunk.query)
                 figures = self._task_figures(chunk, adapted, objective.theta, judged)
                 for name, values in (figures | outcome(objective, adapted.phi)).items():
-                    if name not in self.scores:
-                        self.scores[name] = EpisodeMean().to(self.device)
-                        self.medians[name] = EpisodeMedian().to(self.device)
-                    self.scores[name].update(values)
-                    self.medians[name].update(values)
+                    path = f"{setting}{name}"
+                    if path not in self.scores:
+                        self.scores[path] = EpisodeMean().to(self.device)
+                        self.medians[path] = EpisodeMedian().to(self.device)
+                    self.scores[path].update(values)
+                    self.medians[path].update(values)
 
     def _log_scores(self, stage: str) -> None:
-        for name, metric in self.scores.items():
-            score = metric.compute()
-            shown = f"{name}_{self.protocol}" if stage == "test" and name == "accuracy" else name
+        for path, metric in self.scores.items():
+            score, name = metric.compute(), path.rpartition("/")[2]
+            shown = f"{path}_{self.protocol}" if stage == "test" and name == "accuracy" else path
             # Already the same on every rank; sync_dist only tells Lightning so.
             self.log(f"{stage}/{shown}", score["mean"].float(), prog_bar=name == "accuracy", sync_dist=True)
             if name in ("loss", "accuracy"):
                 self.log(f"{stage}/{shown}_ci95", score["ci95"].float(), sync_dist=True)
             if name in MEDIANS:
-                self.log(f"{stage}/{name}_median", self.medians[name].compute(), sync_dist=True)
+                self.log(f"{stage}/{path}_median", self.medians[path].compute(), sync_dist=True)
 
 
 def _refuse_running_statistics(adapted: nn.Module, why_whole: str) -> None:

@@ -83,8 +83,8 @@ class OmniglotChallenge(Omniglot):
     def check(self, split: Split, way: int, shot: int, query: int) -> None:
         if split != "train" and (way, shot, query) != (WAY, 1, 1):
             raise UsageError(
-                f"The Omniglot challenge tests {WAY}-way 1-shot with one query each: set --data.way {WAY} --data.shot 1 "
-                f"--data.eval_query 1 (now {way}, {shot} and {query})."
+                f"The Omniglot challenge tests {WAY}-way 1-shot with one query each: set --data.eval_way {WAY} "
+                f"--data.eval_shot 1 --data.eval_query 1 (now {way}, {shot} and {query})."
             )
         super().check(split, way, shot, query)
 
