@@ -262,13 +262,17 @@ class CommandLine(LightningCLI):
     def _evaluate(self, stage: str, model: MetaLearner, metrics: Sequence[Mapping[str, float]]) -> None:
         if self.trainer.is_global_zero:
             weights = str(self.checkpoint or "random, as asked by --untrained")
-            print_summary(self._figures(stage, metrics[0]) | {"weights": weights})
+            print_summary(self._figures(stage, metrics[0], model) | {"weights": weights})
 
-    def _figures(self, stage: str, metrics: Mapping[str, Tensor | float]) -> dict[str, str]:
-        """What was reached, a line for each setting of the test."""
+    def _figures(self, stage: str, metrics: Mapping[str, Tensor | float], model: MetaLearner) -> dict[str, str]:
+        """What was reached, a line for each setting of the test, and what adaptation did."""
         episodes = getattr(self.datamodule, f"{stage}_episodes")
-        lines = figures_lines(metrics, stage, list(self.datamodule.settings) if stage == "test" else [])
-        return {name: f"{line}, {episodes} episodes" for name, line in lines.items()}
+        settings = list(self.datamodule.settings) if stage == "test" else []
+        solves = hasattr(model.adaptation, "inner_solver")
+        said = {name: f"{line}, {episodes} episodes" for name, line in figures_lines(metrics, stage, settings).items()}
+        for each in [f"{stage}/{setting}" for setting in settings] or [stage]:
+            said |= adaptation_lines(metrics, each, episodes, solves)
+        return said
 
 
 class _Parser(LightningArgumentParser):

@@ -87,11 +87,12 @@ def predict_files(
 
 
 def _solve_by(solver: InnerSolver, learner: MetaLearner) -> None:
-    if not hasattr(learner.adaptation, "inner_solver"):
+    adaptation: Any = learner.adaptation
+    if not hasattr(adaptation, "inner_solver"):
         raise UsageError(
-            f"{type(learner.adaptation).__name__} has no inner solver: leave out --inner_solver, its steps are as trained"
+            f"{type(adaptation).__name__} has no inner solver: leave out --inner_solver, its steps are as trained"
         )
-    learner.adaptation.inner_solver = solver
+    adaptation.inner_solver = solver
 
 
 def _reading(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -220,7 +220,8 @@ class MetaLearner(LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0: never, as in a barebones Trainer
         log_now = every > 0 and (self.global_step + 1) % every == 0
         # Since the first, with those that were skipped.
-        meta_step: int = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        meta_step: int = progress.processed
         with self._drawing(meta_step, 0):
             episode = self.features(episode)
         if self.task_chunk == "measured" and self.measured_chunk is None:
