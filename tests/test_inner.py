@@ -214,3 +214,28 @@ def test_claims_are_true_of_any_spectrum(spectrum: list[float], flip: bool) -> N
 def test_bad_options_are_named(build, option: str) -> None:
     with pytest.raises(UsageError, match=option):
         build()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["64", "32"])
+@pytest.mark.parametrize("method", ["CG", "BFGS", "L-BFGS-B", "TNC", "SLSQP", "Newton-CG", "trust-ncg", "trust-exact"])
+def test_scipy_ends_at_the_first_point_that_meets_the_tolerance_or_says_that_it_stalled(
+    method: str, dtype: torch.dtype
+) -> None:
+    objective, _ = quadratic(SPECTRA["convex"], dtype=dtype)
+    for rtol, enough in ((1e-2, True), (1e-12, False)):
+        solution = BlackBox(method, 500, rtol).minimise(objective, objective.start())
+        met = solution.residual <= solution.tolerance
+        assert torch.equal(met, solution.result == Result.CONVERGED)
+        assert (
+            met | (solution.result == Result.STALLED)
+        ).all()  # long before 500 steps, so raising them would not help
+        assert met.all() or not enough
+        slope = objective.value_and_gradient(solution.value)[1].norm(dim=1)
+        torch.testing.assert_close(slope, solution.residual, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["Nelder-Mead", "Powell", "COBYLA"])
+def test_scipy_without_gradients_ends_by_its_steps_or_stalls(method: str) -> None:
+    objective, _ = quadratic(SPECTRA["convex"][:3])
+    short = BlackBox(method, 3, 1e-6).minimise(objective, objective.start())
+    assert (short.result == Result.STEP_LIMIT).all()
