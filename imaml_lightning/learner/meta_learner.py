@@ -25,11 +25,12 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from imaml_lightning.adaptation import Adaptation, Adapted, Implicit
 from imaml_lightning.episode import Episode, Examples
-from imaml_lightning.errors import DivergedError, UsageError, check_positive
+from imaml_lightning.errors import DivergedError, UsageError, check_at_least, check_positive
 from imaml_lightning.learner.advice import outcome
 from imaml_lightning.learner.calibration import seconds_a_task
 from imaml_lightning.learner.checkpoint import TRUSTED, check_trusted, read_checkpoint
 from imaml_lightning.learner.criterion import ByTargets, check_criterion
+from imaml_lightning.learner.folds import folded
 from imaml_lightning.learner.medians import EpisodeMedian
 from imaml_lightning.learner.memory import peak_memory
 from imaml_lightning.learner.metrics import EpisodeMean
@@ -79,6 +80,8 @@ class MetaLearner(LightningModule):
         task_chunk: tasks solved together by vmap; ``auto`` is at most 16 on a CPU and all at once elsewhere, ``measured`` is what
             is fastest here in the first meta-step (a checkpoint remembers it). Changes memory and speed, and results only by rounding.
         clip_norm: largest norm of the meta-gradient; longer ones are shortened to it.
+        folds: tasks made of each training episode's images, each with other ones for its support set; their features are
+            computed once. At most (shot + query) / shot.
 
     Raises:
         UsageError: for a value that cannot be used.
@@ -97,6 +100,7 @@ class MetaLearner(LightningModule):
         adapt: Sequence[str] = ("*",),
         task_chunk: int | Literal["auto", "measured"] = "auto",
         clip_norm: float | None = None,
+        folds: int = 1,
     ) -> None:
         super().__init__()
         if isinstance(task_chunk, int) and task_chunk < 1:
@@ -112,7 +116,8 @@ class MetaLearner(LightningModule):
         # No lambda, which could not be pickled.
         self.optimizer = optimizer or partial(torch.optim.Adam, lr=0.001)
         self.scheduler = scheduler
-        self.task_chunk, self.clip_norm = task_chunk, clip_norm
+        check_at_least(1, "model", folds=folds)
+        self.task_chunk, self.clip_norm, self.folds = task_chunk, clip_norm, folds
         self.measured_chunk: int | None = None
         self.seed: int | None = None  # of what the network draws; a checkpoint remembers it
         self.derivatives: CompiledDerivatives | None = None  # callbacks.Compiled sets them
@@ -238,7 +243,7 @@ class MetaLearner(LightningModule):
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
         meta_step: int = progress.processed
         with self._drawing(meta_step, 0):
-            episode = self.features(episode)
+            episode = folded(self.features(episode), self.folds)
         if self.task_chunk == "measured" and self.measured_chunk is None:
             self._measure_chunk(episode.support)
         logs: list[dict[str, Tensor]] = []

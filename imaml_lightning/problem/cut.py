@@ -47,6 +47,9 @@ class Cut:
             self._cut_chain(flat, chain)
         else:
             self._cut_before_head(flat)
+        if self.module is not None:
+            # Another order of the same numbers in memory, in which a CPU convolves one and a half times as fast.
+            self.module.to(memory_format=torch.channels_last)
 
     @property
     def whole(self) -> bool:
