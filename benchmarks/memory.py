@@ -65,7 +65,7 @@ def measure(options: argparse.Namespace, method: str, inner_steps: int) -> dict[
         learner = MetaLearner(Conv4(filters=filters, downsample=options.downsample), adaptation(steps))
         optimizer = torch.optim.Adam(learner.parameters())
         for chunk in episode.chunks(options.chunk):
-            adapted = learner.adaptation(CountedObjective(learner.objective(chunk.support), tally))
+            adapted = learner.adaptation(CountedObjective.of(learner.objective(chunk.support), tally))
             (learner.judge(adapted.phi, chunk.query)["loss"].sum() / episode.tasks).backward()
             if adapted.linear is not None:
                 tally.products += int(adapted.linear.steps.max())

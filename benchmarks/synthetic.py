@@ -181,7 +181,7 @@ def inner_rows(of: Problem, grid: list[int]) -> Iterator[Row]:
     root = math.sqrt(of.condition)
     for steps in grid:
         for method, solver in inner_solvers(of, steps).items():
-            objective = CountedObjective(of.objective, tally := Tally())
+            objective = CountedObjective.of(of.objective, tally := Tally())
             if isinstance(solver, HessianFree):
                 curvature = CountedCurvature(curvature=Hessian(), tally=tally)
                 solver = replace(solver, curvature=curvature)

@@ -59,7 +59,7 @@ def train(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
         began = time.process_time()
         optimizer.param_groups[0]["lr"] = options.lr * (1 + math.cos(math.pi * work / options.evaluations)) / 2
         optimizer.zero_grad()
-        objective = CountedObjective(learner.objective(episode.support), tally := Tally())
+        objective = CountedObjective.of(learner.objective(episode.support), tally := Tally())
         adapted = learner.adaptation(objective)
         figures = learner.judge(adapted.phi, episode.query)
         figures["loss"].mean().backward()

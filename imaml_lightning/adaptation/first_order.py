@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from imaml_lightning.adaptation.base import Adaptation, Adapted, LazilyCertified
+from imaml_lightning.adaptation.base import Adaptation, Adapted
 from imaml_lightning.inner import GradientDescent, InnerSolver
 from imaml_lightning.problem.objective import InnerObjective
 from imaml_lightning.problem.proximal import ProximalTerm
@@ -33,4 +33,4 @@ class FirstOrder(Adaptation):
         with torch.no_grad():
             solution = self.inner_solver.minimise(objective, objective.start())
         theta = objective.theta
-        return LazilyCertified(solution.value + (theta - theta.detach()), solution, objective)
+        return Adapted(solution.value + (theta - theta.detach()), solution, objective)

@@ -31,6 +31,8 @@ class Reptile(Unrolled):
     Cost: steps + eval_steps gradient evaluations. Source: Nichol, Achiam, Schulman (2018), algorithm 1 and section 6.1.
     """
 
+    regroups = True
+
     def __init__(
         self,
         optimizer: DifferentiableOptimizer = Adam(beta1=0.0),

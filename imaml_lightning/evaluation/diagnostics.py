@@ -4,32 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
-from imaml_lightning.episode import Episode, Examples
+from imaml_lightning.episode import Episode
 from imaml_lightning.errors import UsageError
 from imaml_lightning.inner import InnerSolver
 from imaml_lightning.learner.meta_learner import MetaLearner
-from imaml_lightning.problem.derivatives import Linearisation
-from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.learner.modes import answering
+from imaml_lightning.learner.targets import settled
+from imaml_lightning.problem.objective import InnerObjective, LinearisedObjective
 from imaml_lightning.problem.solution import Solution
 
 
+@dataclass(frozen=True, eq=False)
 class TracedObjective(InnerObjective):
     """An inner objective that keeps every point at which a solver asks for a gradient."""
 
-    def __init__(self, of: InnerObjective) -> None:
-        super().__init__(of.network, of.support, of.theta, of.proximal, of.criterion)
-        self.points: list[Tensor] = []
+    points: list[Tensor] = field(default_factory=list)
+
+    @staticmethod
+    def of(objective: InnerObjective) -> TracedObjective:
+        """The same objective, traced from now on."""
+        return TracedObjective(**{each.name: getattr(objective, each.name) for each in fields(objective)})
 
     def value_and_gradient(self, phi: Tensor) -> tuple[Tensor, Tensor]:
         self.points.append(phi.detach().clone())
         return super().value_and_gradient(phi)
 
-    def linearise(self, phi: Tensor) -> Linearisation:
+    def linearise(self, phi: Tensor) -> LinearisedObjective:
         self.points.append(phi.detach().clone())
         return super().linearise(phi)
 
@@ -39,7 +44,7 @@ def trace(solver: InnerSolver, objective: InnerObjective) -> Tensor:
 
     With one gradient evaluation a step these are its iterates; a line search tries points that it does not take.
     """
-    traced = TracedObjective(objective)
+    traced = TracedObjective.of(objective)
     with torch.no_grad():
         end = solver.minimise(traced, objective.start()).value
     return torch.stack([*traced.points, end])
@@ -70,12 +75,12 @@ def adaptation_curve(learner: MetaLearner, episode: Episode, max_steps: int | No
         if solver is None:
             raise UsageError(f"{type(learner.adaptation).__name__} has no inner solver: leave out max_steps")
         solver = replace(solver, max_steps=max_steps)  # type: ignore[type-var]  # solvers are dataclasses
-    with usable(episode) as episode, torch.no_grad():
+    with answering(learner), usable(episode) as episode, torch.no_grad():
         objective = learner.objective(episode.support)
         if solver is not None:
             path = trace(solver, objective)
         else:
-            traced = TracedObjective(objective)
+            traced = TracedObjective.of(objective)
             end = learner.adaptation(traced).phi
             path = torch.stack([*traced.points, end])
         last = len(path) - 1
@@ -107,4 +112,4 @@ def solves(learner: MetaLearner, episode: Episode) -> Solves:
 def usable(episode: Episode) -> Iterator[Episode]:
     """The episode as tensors that autograd accepts, also where the Trainer validates under inference mode."""
     with torch.inference_mode(False):
-        yield Episode(*(Examples(part.x.clone(), part.y.clone()) for part in episode))
+        yield settled(episode)

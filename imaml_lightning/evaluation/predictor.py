@@ -8,19 +8,22 @@ print(predictor.report())
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.learner.meta_learner import MetaLearner
-from imaml_lightning.problem.objective import task_losses
+from imaml_lightning.learner.modes import answering
+from imaml_lightning.learner.targets import is_one_hot
+from imaml_lightning.problem.derivatives import task_losses
 
 _BLOCK = 256  # query examples that go through the network at once
 _HELD_OUT = 100  # most examples that are left out in turn
@@ -86,7 +89,8 @@ def adapt(
     Args:
         learners: a learner, or several for an ensemble.
         x: support inputs ``[example, *feature]``; tensor or array, as in training: uint8 images (0 to 255) or floats.
-        y: the class of each, whole numbers or strings; or floats, which mean regression.
+        y: the class of each, whole numbers or strings ``[example]`` or ``[example, 1]``, or one-hot; or floats, which mean
+            regression.
         labels: all classes in the order of the network's outputs, where they mean the same in every task; None means
             those in ``y``, sorted.
 
@@ -105,8 +109,24 @@ class Predictor:
 
     def __init__(self, learners: list[MetaLearner], x: Any, y: Any, labels: Sequence[Any] | None) -> None:
         self.learners = learners
-        self.support = _inputs(x)
-        targets = np.asarray(y)
+        targets = _targets(y, learners[0])
+        with self._answering():
+            self.support = _inputs(x)
+            self._take(targets, labels)
+            self._fits()
+            adapted = [learner.adapted(self._examples(learner)) for learner in learners]
+            self.phis = [one.phi for one in adapted]
+            self._stationarity = float(np.mean([one.stationarity.item() for one in adapted]))
+        self._left_out: list[Tensor] | None = None
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Within it the networks answer: in evaluation mode, without a graph, also under ``torch.inference_mode``."""
+        with answering(*self.learners), torch.no_grad():
+            yield
+
+    def _take(self, targets: np.ndarray, labels: Sequence[Any] | None) -> None:
+        """The targets as the networks are given them, and the labels that they stand for."""
         if len(targets) != len(self.support) or not len(targets):
             raise UsageError(
                 f"the support set has {len(self.support)} inputs and {len(targets)} targets: give one for each"
@@ -119,16 +139,11 @@ class Predictor:
             if unknown := set(targets.tolist()) - set(self.labels):
                 raise UsageError(f"class {min(unknown)} of the support set is none of {self.labels}: correct it")
             self.targets = torch.tensor([self.labels.index(label) for label in targets.tolist()])
-        with torch.no_grad():
-            self._fits()
-            adapted = [learner.adapted(self._examples(learner)) for learner in learners]
-        self.phis = [one.phi for one in adapted]
-        self._stationarity = float(np.mean([one.stationarity.item() for one in adapted]))
-        self._left_out: list[Tensor] | None = None
 
     def __call__(self, x: Any) -> Tensor:
         """Probabilities ``[example, class]``, or values ``[example, output]``; means over the ensemble."""
-        return torch.stack([self._of(number, _inputs(x)) for number in range(len(self.learners))]).mean(0)
+        with self._answering():
+            return torch.stack([self._of(number, _inputs(x)) for number in range(len(self.learners))]).mean(0)
 
     def spread(self, x: Any) -> Tensor:
         """How uncertain the values are, as a standard deviation ``[example, output]``.
@@ -136,24 +151,25 @@ class Predictor:
         Of an ensemble, that over its members. Of a single learner, the jackknife's over n adaptations with one support
         example left out each, ((n − 1)/n Σ (f_i − f̄)²)^½ (Efron, 1982); not a number for fewer than three examples.
         """
-        x = _inputs(x)
-        if len(self.learners) > 1:
-            return torch.stack([self._of(number, x) for number in range(len(self.learners))]).std(0)
-        n = len(self.support)
-        if n < 3:
-            return torch.full_like(self(x), torch.nan)
-        values = torch.stack([self._probabilities(self.learners[0], phi, x) for phi in self._left_out_phis()[0]])
-        return ((n - 1) * values.var(0, correction=0)).sqrt()
+        with self._answering():
+            x = _inputs(x)
+            if len(self.learners) > 1:
+                return torch.stack([self._of(number, x) for number in range(len(self.learners))]).std(0)
+            n = len(self.support)
+            if n < 3:
+                return torch.full_like(self(x), torch.nan)
+            values = torch.stack([self._probabilities(self.learners[0], phi, x) for phi in self._left_out_phis()[0]])
+            return ((n - 1) * values.var(0, correction=0)).sqrt()
 
     def report(self) -> AdaptationReport:
         """Whether adaptation helped. Adapts once for each support example left out, 100 of them at most."""
         before, after = list[float](), list[float]()
-        with torch.no_grad():
+        with self._answering():
             for learner, phi in zip(self.learners, self.phis, strict=True):
                 for at, losses in ((learner.flat.vector()[None], before), (phi, after)):
                     examples = self._examples(learner)
                     losses.append(task_losses(learner.criterion, learner.flat.tasks(at, examples.x), examples).item())
-        left_out, baseline = self._leave_one_out()
+            left_out, baseline = self._leave_one_out()
         return AdaptationReport(
             examples=len(self.support),
             classes=None if self.labels is None else len(set(self.targets.tolist())),
@@ -199,8 +215,7 @@ class Predictor:
         if self._left_out is None:
             n, places = len(self.support), self._held_out()
             kept = torch.stack([torch.cat([torch.arange(i), torch.arange(i + 1, n)]) for i in places])
-            with torch.no_grad():
-                self._left_out = [self._adapt_all(learner, kept) for learner in self.learners]
+            self._left_out = [self._adapt_all(learner, kept) for learner in self.learners]
         return self._left_out
 
     def _adapt_all(self, learner: MetaLearner, kept: Tensor) -> Tensor:
@@ -221,13 +236,12 @@ class Predictor:
         beside = (self.support if beside is None else beside).to(phi)
         together = learner.protocol == "transductive"
         outputs = []
-        with torch.no_grad():
-            for block in x.to(phi).split(_BLOCK):
-                if together:
-                    one = lambda q: learner.flat(phi, torch.cat([beside, q[None]]))[-1]  # noqa: E731
-                    outputs.append(torch.func.vmap(one, chunk_size=32)(block))
-                else:
-                    outputs.append(learner.flat(phi, block))
+        for block in x.to(phi).split(_BLOCK):
+            if together:
+                one = lambda q: learner.flat(phi, torch.cat([beside, q[None]]))[-1]  # noqa: E731
+                outputs.append(torch.func.vmap(one, chunk_size=32)(block))
+            else:
+                outputs.append(learner.flat(phi, block))
         joined = torch.cat(outputs).float().cpu()
         return joined if self.labels is None else joined[:, : len(self.labels)].softmax(1)
 
@@ -262,4 +276,19 @@ class Predictor:
 def _inputs(x: Any) -> Tensor:
     """Inputs as the network takes them: uint8 as floats from 0 to 1."""
     tensor = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x).detach()
+    tensor = tensor.clone() if tensor.is_inference() else tensor
     return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
+
+
+def _targets(y: Any, learner: MetaLearner) -> np.ndarray:
+    """Classes ``[example]``, also of ``[example, 1]`` and one-hot rows; or values ``[example]`` or ``[example, output]``."""
+    targets: np.ndarray = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+    if targets.ndim != 2:
+        return targets
+    classes = isinstance(learner.criterion, (nn.CrossEntropyLoss, nn.NLLLoss))
+    if targets.shape[1] > 1 and targets.dtype.kind in ("biuf" if classes else "biu"):
+        rows = torch.from_numpy(targets.astype(np.float64))
+        if not is_one_hot(rows):
+            return targets
+        return targets.argmax(1)
+    return targets if targets.dtype.kind == "f" else targets[:, 0]

@@ -19,6 +19,7 @@ from imaml_lightning.evaluation.diagnostics import usable
 from imaml_lightning.learner.checkpoint import CONFIG_KEY, read_checkpoint
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.learner.metrics import EpisodeMean
+from imaml_lightning.learner.modes import answering
 
 
 def load(path: str | Path) -> tuple[MetaLearner, EpisodeDataModule]:
@@ -51,7 +52,7 @@ def one_at_a_time(learner: MetaLearner, episode: Episode) -> Tensor:
     ``all_at_once`` gives. Costs (support + 1) forward passes for each query example. Source: Nichol, Achiam, Schulman
     (2018), "On first-order meta-learning algorithms", section 6.1, and its released code.
     """
-    with usable(episode) as episode, torch.no_grad():
+    with answering(learner), usable(episode) as episode, torch.no_grad():
         phi = learner.adapted(episode.support).phi
         tasks = zip(phi, episode.support.x, episode.query.x, strict=True)
         return torch.stack([_each_with(learner, *task) for task in tasks])

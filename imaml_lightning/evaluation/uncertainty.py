@@ -8,6 +8,7 @@ from torch import Tensor
 from imaml_lightning.episode import Episode
 from imaml_lightning.evaluation.diagnostics import usable
 from imaml_lightning.learner.meta_learner import MetaLearner
+from imaml_lightning.learner.modes import answering
 
 
 def predictive_variance(learner: MetaLearner, episode: Episode) -> Tensor:
@@ -23,7 +24,7 @@ def predictive_variance(learner: MetaLearner, episode: Episode) -> Tensor:
     MacKay (1992), "A practical Bayesian framework for backpropagation networks"; the identity is Woodbury's.
     """
     strength = float(learner.adaptation.proximal.strength().detach().mean())
-    with usable(episode) as episode, torch.no_grad():
+    with answering(learner), usable(episode) as episode, torch.no_grad():
         phi = learner.adapted(episode.support).phi
         tasks = zip(phi, episode.support.x, episode.query.x, strict=True)
         return torch.stack([_variance(learner, strength, *task) for task in tasks])

@@ -14,8 +14,7 @@ from imaml_lightning.inner.progress import Progress
 from imaml_lightning.linear import ConjugateGradient
 from imaml_lightning.linear.base import Product
 from imaml_lightning.problem.curvature import Curvature, GaussNewton
-from imaml_lightning.problem.derivatives import Linearisation
-from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.objective import InnerObjective, LinearisedObjective
 from imaml_lightning.problem.rows import dot, some
 from imaml_lightning.problem.solution import Solution
 
@@ -32,7 +31,7 @@ class HessianFree(InnerSolver):
 
     Args:
         curvature: C; its own damping is added to μ.
-        damping: the first μ, in units of λ.
+        damping: the first μ, added to the diagonal as it is, beside λ.
         cg_steps: products of one step, at most.
         cg_rtol: the linear system is solved to this relative residual.
         max_steps: accepted steps, at most.
@@ -79,6 +78,6 @@ class HessianFree(InnerSolver):
             mu = torch.where(ratio > 0.75, mu * 2 / 3, torch.where(ratio < 0.25, mu * 3 / 2, mu))
         return progress.solution(at.phi, at.gradient)
 
-    def _damped(self, local: Linearisation, mu: Tensor) -> Product:
+    def _damped(self, local: LinearisedObjective, mu: Tensor) -> Product:
         """u ↦ (C + μ I) u."""
         return lambda u: self.curvature.product(local, u) + mu * u

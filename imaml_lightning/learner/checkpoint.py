@@ -177,6 +177,8 @@ def find_checkpoint(ckpt_path: str, output: str, name: str) -> tuple[Path, dict[
 
 
 def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows does not open folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

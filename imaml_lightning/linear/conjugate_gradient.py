@@ -22,7 +22,8 @@ class ConjugateGradient(LinearSolver):
     The error in the A-norm falls by at least (√κ − 1)/(√κ + 1) a step, κ the condition number of A, or of M⁻¹A with a
     preconditioner M. Every task has its own step sizes and stops for itself: by tolerance, at the step limit, at
     negative curvature (pᵀA p < 0: the iterate before it is returned, as in Steihaug's method), or at a number that is
-    not finite.
+    not finite. Where A is singular and v outside its range there is no solution, and iterates run away: a task that
+    breaks off farther from one than it began goes back to its iterate of least residual.
 
     Args:
         max_steps: products with A, at most. The paper uses 5.
@@ -47,6 +48,7 @@ class ConjugateGradient(LinearSolver):
         def iterate(product: MeasuredProduct, r: Tensor, target: Tensor, budget: Tensor) -> Sweep:
             u, p = torch.zeros_like(r), inverse(r)
             rz, residual = dot(r, p), norm(r)
+            good, least = u, residual
             result = torch.full_like(rz, Result.STEP_LIMIT, dtype=torch.int64)
             steps = torch.zeros_like(result)
             for _ in range(self.max_steps):
@@ -67,8 +69,10 @@ class ConjugateGradient(LinearSolver):
                 r = select(active, r_new, r)
                 z = inverse(r)
                 previous, rz, residual = rz, dot(r, z), norm(r)
+                nearer = residual < least
+                good, least = torch.where(nearer, u, good), torch.where(nearer, residual, least)
                 p = select(active, z + rz / previous * p, p)
-            return Sweep(u, result, steps, residual)
+            return Sweep(u, result, steps, residual, good)
 
         return refine(iterate, product, rhs, start, self.max_steps, self.rtol)
 

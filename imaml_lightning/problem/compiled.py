@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import grad, grad_and_value, vjp, vmap
+from torch import Tensor, func, nn
+from torch.func import grad, grad_and_value, vmap
 
 from imaml_lightning.problem.network import FlatNetwork, mean_over_real
 
@@ -20,7 +20,7 @@ class CompiledDerivatives:
     g ``[task, example, output]``:
 
         outputs(φ, x) = z                    value_and_gradient(φ, x, y) = L_S, ∇L_S
-        jacobian(φ, x, u) = J u              transpose(φ, x, g) = Jᵀ g             hessian(φ, x, y, u) = ∇²L_S u
+        jvp(φ, x, u) = J u                   vjp(φ, x, g) = Jᵀ g                   hvp(φ, x, y, u) = ∇²L_S u
 
     The first call with other shapes takes seconds to minutes. What cannot be compiled is said once, and evaluated
     uncompiled from then on.
@@ -46,25 +46,25 @@ class CompiledDerivatives:
             gradient, value = _each(grad_and_value(loss))(phi, x, y)
             return value, gradient
 
-        def jacobian(phi: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        def jvp(phi: Tensor, x: Tensor, u: Tensor) -> Tensor:
             # Jᵀ g is linear in g, and its transpose is J: torch.compile does not get through torch.func.jvp everywhere.
             def one(phi: Tensor, x: Tensor, u: Tensor) -> Tensor:
-                z, transpose, *_ = vjp(lambda at: network(at, x), phi)
-                return vjp(lambda g: transpose(g)[0], torch.zeros_like(z))[1](u)[0]
+                z, pull, *_ = func.vjp(lambda at: network(at, x), phi)
+                return func.vjp(lambda g: pull(g)[0], torch.zeros_like(z))[1](u)[0]
 
             return _each(one)(phi, x, u)
 
-        def transpose(phi: Tensor, x: Tensor, g: Tensor) -> Tensor:
-            return _each(lambda phi, x, g: vjp(lambda at: network(at, x), phi)[1](g)[0])(phi, x, g)
+        def vjp(phi: Tensor, x: Tensor, g: Tensor) -> Tensor:
+            return _each(lambda phi, x, g: func.vjp(lambda at: network(at, x), phi)[1](g)[0])(phi, x, g)
 
-        def hessian(phi: Tensor, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
+        def hvp(phi: Tensor, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
             return _each(lambda phi, x, y, u: grad(lambda at: grad(loss)(at, x, y) @ u)(phi))(phi, x, y, u)
 
         self.outputs = self._compiled(outputs)
         self.value_and_gradient = self._compiled(value_and_gradient)
-        self.jacobian = self._compiled(jacobian)
-        self.transpose = self._compiled(transpose)
-        self.hessian = self._compiled(hessian)
+        self.jvp = self._compiled(jvp)
+        self.vjp = self._compiled(vjp)
+        self.hvp = self._compiled(hvp)
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         # Shapes are few and stay, so each may have code of its own; one graph or none, or parts would be slow unseen.

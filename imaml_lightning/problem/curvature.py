@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from imaml_lightning.errors import UsageError, check_at_least
-from imaml_lightning.problem.derivatives import Linearisation
+from imaml_lightning.problem.objective import LinearisedObjective
+from imaml_lightning.problem.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,8 @@ class Curvature(ABC):
     """A symmetric matrix for each task, A = C + damping·I, where C models ∇²_φφ G.
 
     Args:
-        damping: added to the diagonal, in units of λ. With damping the linear system is no longer that of
-            the implicit gradient; 0 (the default) is faithful.
+        damping: added to the diagonal as it is, beside λ (it is no multiple of it). With damping the linear system is no
+            longer that of the implicit gradient; 0 (the default) is faithful.
     """
 
     damping: float = 0.0
@@ -26,12 +28,39 @@ class Curvature(ABC):
     def __post_init__(self) -> None:
         check_at_least(0, "curvature", damping=self.damping)
 
-    def product(self, at: Linearisation, u: Tensor) -> Tensor:
-        """A u ``[task, param]`` for ``u [task, param]``, at the linearised point."""
-        return torch.add(self._product(at, u), u, alpha=self.damping)
+    def product(self, at: LinearisedObjective, u: Tensor) -> Tensor:
+        """A u ``[task, param]`` for ``u [task, param]``, at the linearised point, in full precision."""
+        with full_precision(u.device):
+            return torch.add(self._product(at, u), u, alpha=self.damping)
+
+    def inverse(self, at: LinearisedObjective) -> Callable[[Tensor], Tensor]:
+        """v ↦ A⁻¹ v, exactly.
+
+        Raises:
+            UsageError: it is not known.
+        """
+        raise UsageError(
+            f"{type(self).__name__} has no exact inverse: use GaussNewton or Hessian, or ConjugateGradient"
+        )
 
     @abstractmethod
-    def _product(self, at: Linearisation, u: Tensor) -> Tensor: ...
+    def _product(self, at: LinearisedObjective, u: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A at a point, as linear solvers take it: a product, and the exact inverse where the problem has one."""
+
+    curvature: Curvature
+    at: LinearisedObjective
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """A u ``[task, param]``."""
+        return self.curvature.product(self.at, u)
+
+    def inverse(self) -> Callable[[Tensor], Tensor]:
+        """v ↦ A⁻¹ v; a UsageError where it is not known."""
+        return self.curvature.inverse(self.at)
 
 
 class Hessian(Curvature):
@@ -41,8 +70,11 @@ class Hessian(Curvature):
     (1994), "Fast exact multiplication by the Hessian".
     """
 
-    def _product(self, at: Linearisation, u: Tensor) -> Tensor:
-        return at.support_hessian(u) + at.proximal_hessian(u)
+    def _product(self, at: LinearisedObjective, u: Tensor) -> Tensor:
+        return at.loss.hvp(u) + at.proximal_hvp(u)
+
+    def inverse(self, at: LinearisedObjective) -> Callable[[Tensor], Tensor]:
+        return at.inverse(self.damping)
 
 
 class GaussNewton(Curvature):
@@ -53,10 +85,13 @@ class GaussNewton(Curvature):
     Source: Schraudolph (2002), "Fast curvature matrix-vector products", section 3.
     """
 
-    def _product(self, at: Linearisation, u: Tensor) -> Tensor:
+    def _product(self, at: LinearisedObjective, u: Tensor) -> Tensor:
         # ∇²ℓ is symmetric, so a backward pass through p(z) applies it.
-        (hju,) = torch.autograd.grad(at.output_gradient, at.outputs, at.jacobian(u), retain_graph=True)
-        return at.transpose(hju) + at.proximal_hessian(u)
+        (hju,) = torch.autograd.grad(at.loss.output_gradient, at.loss.outputs, at.loss.jvp(u), retain_graph=True)
+        return at.loss.vjp(hju) + at.proximal_hvp(u)
+
+    def inverse(self, at: LinearisedObjective) -> Callable[[Tensor], Tensor]:
+        return at.inverse(self.damping)  # known only for linear heads, where both matrices are the same
 
 
 class FiniteDifference(Curvature):
@@ -69,7 +104,7 @@ class FiniteDifference(Curvature):
     Wright, section 8.1 and equation 7.10.
     """
 
-    def _product(self, at: Linearisation, u: Tensor) -> Tensor:
+    def _product(self, at: LinearisedObjective, u: Tensor) -> Tensor:
         phi, length = at.phi.detach(), u.norm(dim=1, keepdim=True)
         h = torch.finfo(u.dtype).eps ** (1 / 3) * (1 + phi.norm(dim=1, keepdim=True)) / length
         h = torch.where(length > 0, h, 1)
@@ -85,8 +120,8 @@ class ReleasedCode(Curvature):
     in ``implicit_maml/learner_model.py`` with its defaults.
     """
 
-    def _product(self, at: Linearisation, u: Tensor) -> Tensor:
-        strength = at.proximal_hessian(torch.ones_like(u))
+    def _product(self, at: LinearisedObjective, u: Tensor) -> Tensor:
+        strength = at.proximal_hvp(torch.ones_like(u))
         if (strength != strength[:, :1]).any():
             raise UsageError("curvature ReleasedCode needs one λ for the network: set proximal.per to network")
-        return strength * (2 * u + at.support_hessian(u) / (strength + 10))
+        return strength * (2 * u + at.loss.hvp(u) / (strength + 10))

@@ -3,58 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property, partial
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from imaml_lightning.episode import Examples
+from imaml_lightning.errors import UsageError
 from imaml_lightning.problem.compiled import CompiledDerivatives
-from imaml_lightning.problem.derivatives import ByAutograd, ByCompiled, Linearisation, WrittenOut
-from imaml_lightning.problem.network import FlatNetwork, Folded, mean_over_real, per_task
+from imaml_lightning.problem.derivatives import ByAutograd, Compiled, Derivatives, Linearisation, WrittenOut
+from imaml_lightning.problem.linear_head import LinearHead, LinearisedHead
+from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.problem.precision import full_precision
 from imaml_lightning.problem.proximal import ProximalTerm
-from imaml_lightning.problem.rows import some
+from imaml_lightning.problem.randomness import Generators
 
 
+@dataclass(frozen=True, eq=False)
 class InnerObjective:
     """G(φ, θ) = L_S(φ) + R(φ, θ) for each task of a chunk, as a function of φ ``[task, param]``.
 
-    Args:
-        network: the network as a function of a flat vector.
-        support: x ``[task, example, *feature]`` and its targets.
+    Attributes:
+        network: what is adapted, as a function of a flat vector.
+        support: x ``[task, example, *feature]`` and its targets. Where the network is cut, x are the features that the
+            shared part has made of the inputs: one more tensor on which G depends.
         theta: meta-parameters ``[param]``.
         proximal: the regulariser R.
         criterion: ℓ(outputs, targets) of one task, a scalar such as the mean cross-entropy.
-        derivatives: of this network and criterion, compiled.
-
-    Derivatives come from autograd, several tasks at once by ``torch.func.vmap``; or from a network that evaluates many
-    tasks at once by itself and has its derivatives written out (``FlatNetwork.fold``); or they are compiled.
+        compiled: compiled derivatives of this network and criterion; None evaluates them as they are.
     """
 
-    def __init__(
-        self,
-        network: FlatNetwork,
-        support: Examples,
-        theta: Tensor,
-        proximal: ProximalTerm,
-        criterion: nn.Module,
-        derivatives: CompiledDerivatives | None = None,
-    ) -> None:
-        self.network, self.support, self.theta = network, support, theta
-        self.proximal, self.criterion = proximal, criterion
-        self.compiled = derivatives if derivatives and derivatives.criterion is criterion else None
+    network: FlatNetwork
+    support: Examples
+    theta: Tensor
+    proximal: ProximalTerm
+    criterion: nn.Module
+    compiled: CompiledDerivatives | None = None
+
+    @cached_property
+    def derivatives(self) -> Derivatives:
+        """How L_S is evaluated and differentiated: the first way of these that computes just this network."""
+        here = self.network, self.support, self.criterion
+        if self.compiled and self.compiled.criterion is self.criterion:
+            return Compiled(*here, self.compiled)
+        if self.network.is_linear:
+            return LinearHead(*here)
+        if self.network.can_fold and not any(True for _ in self.criterion.parameters()):
+            return WrittenOut(*here)
+        return ByAutograd(*here)
 
     def task(self, index: int) -> InnerObjective:
         """G of one task alone."""
-        support = Examples(*(part[index : index + 1] for part in self.support))
-        return InnerObjective(self.network, support, self.theta, self.proximal, self.criterion, self.compiled)
+        return self.on(Examples(*(part[index : index + 1] for part in self.support)))
 
     def on(self, examples: Examples, criterion: nn.Module | None = None) -> InnerObjective:
         """The same tasks with other examples, and with another criterion if given."""
-        return InnerObjective(
-            self.network, examples, self.theta, self.proximal, criterion or self.criterion, self.compiled
-        )
+        return replace(self, support=examples, criterion=criterion or self.criterion)
 
     def start(self) -> Tensor:
         """θ for every task, ``[task, param]``: where inner solvers begin."""
@@ -63,15 +68,11 @@ class InnerObjective:
     def dependencies(self) -> list[Tensor]:
         """Every tensor m, other than φ, in which G is to be differentiated."""
         modules = [*self.network.shared(), *self.proximal.parameters(), *self.criterion.parameters()]
-        return [m for m in (self.theta, *modules) if m.requires_grad]
-
-    def outputs(self, phi: Tensor) -> Tensor:
-        """z = f(φ) ``[task, example, output]`` on the support set, by vmap, the faster to be differentiated twice."""
-        return per_task(self.network, phi, self.support.x)
+        return [m for m in (self.theta, self.support.x, *modules) if m.requires_grad]
 
     def support_loss(self, phi: Tensor) -> Tensor:
-        """L_S ``[task]``, faster to be differentiated once."""
-        return task_losses(self.criterion, self.network.tasks(phi, self.support.x), self.support)
+        """L_S ``[task]``, differentiable once."""
+        return self.derivatives.value(phi)
 
     def value(self, phi: Tensor) -> Tensor:
         """G ``[task]``."""
@@ -79,78 +80,60 @@ class InnerObjective:
 
     def value_and_gradient(self, phi: Tensor) -> tuple[Tensor, Tensor]:
         """G ``[task]`` and ∇_φ G ``[task, param]``, without a graph: one gradient evaluation."""
-        phi = phi.detach()
-        with torch.enable_grad():
-            if self.compiled:
-                loss, support = self.compiled.value_and_gradient(phi, *self.support)
-            elif self._written_out:
-                folded = self._fold(phi)
-                loss, p = self._loss_at(folded.outputs.requires_grad_())
-                support = self.network.join(folded.cotangent(p.detach()))
-            else:
-                loss = self.support_loss(phi.requires_grad_())
-                (support,) = torch.autograd.grad(loss.sum(), phi)
+        loss, support = self.derivatives.value_and_gradient(phi)
         with torch.no_grad():
             penalty, proximal = self.proximal.value_and_gradient(phi.detach(), self.theta)
-            return loss.detach() + penalty, support + proximal
+            return loss + penalty, support + proximal
 
     def gradient(self, phi: Tensor) -> Tensor:
         """∇_φ G ``[task, param]`` at ``phi``, differentiable in ``phi`` and in everything else on which G depends."""
         phi = phi if phi.requires_grad else phi.detach().requires_grad_()
-        if self.compiled or self._written_out:
-            support = _SupportGradient.apply(phi, self)
-        else:
-            loss = task_losses(self.criterion, self.outputs(phi), self.support)
-            (support,) = torch.autograd.grad(loss.sum(), phi, create_graph=True)
-        return support + self.proximal.product(phi - self.theta)
+        return self.derivatives.gradient(phi) + self.proximal.product(phi - self.theta)
 
-    def linearise(self, phi: Tensor) -> Linearisation:
-        """G linearised at ``phi [task, param]``: one gradient evaluation."""
-        of_regulariser = self.theta, self.proximal, lambda at: self.value_and_gradient(at)[1]
-        with torch.enable_grad():
-            if self.compiled:
-                return ByCompiled(phi, self.compiled, self.support, self._loss_at, *of_regulariser)
-            if not self._written_out:
-                return ByAutograd(phi, self.outputs, self._loss_at, *of_regulariser)
-            return WrittenOut(phi, self.network, self._fold(phi.detach()), self._loss_at, *of_regulariser)
-
-    def _loss_at(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """L_S ``[task]`` and its gradient p in the outputs z, differentiable."""
-        loss = task_losses(self.criterion, z, self.support)
-        return loss, torch.autograd.grad(loss.sum(), z, create_graph=True)[0]
-
-    @property
-    def _written_out(self) -> bool:
-        """Whether the network's own Jacobian products can stand in for autograd."""
-        return self.network.can_fold and not any(True for _ in self.criterion.parameters())
-
-    @cached_property
-    def _fold(self) -> Callable[[Tensor], Folded]:
-        return self.network.fold(self.support.x)
+    def linearise(self, phi: Tensor) -> LinearisedObjective:
+        """G linearised at ``phi [task, param]``, in full precision: one gradient evaluation."""
+        generators = Generators(phi.device)
+        with torch.enable_grad(), full_precision(phi.device):
+            return LinearisedObjective(self, self.derivatives.linearise(phi), generators)
 
 
-class _SupportGradient(torch.autograd.Function):
-    """∇L_S as a function of φ, whose derivative is a Hessian product, differentiable once.
+class LinearisedObjective:
+    """G at a point: ∇_φ G = ∇L_S + ∇R, with the products that curvature needs.
 
-    Autograd keeps all its nodes until the last one is done, but a linearisation with its activations goes with its product,
-    to be made anew if the caller comes again (``retain_graph=True``).
+    Attributes:
+        loss: L_S at the point.
+        proximal_gradient: ∇R ``[task, param]``; differentiable in θ and λ.
+        gradient: ∇_φ G ``[task, param]``; differentiable in every meta-parameter on which G depends.
     """
 
-    @staticmethod
-    def forward(ctx: Any, phi: Tensor, objective: InnerObjective) -> Tensor:
-        ctx.save_for_backward(phi)
-        ctx.objective, ctx.at = objective, objective.linearise(phi)
-        return ctx.at.support_gradient.detach()  # itself it would close a cycle with its node, which keeps ``at``
+    def __init__(self, objective: InnerObjective, loss: Linearisation, generators: Generators) -> None:
+        self._objective, self.loss, self.phi, self._generators = objective, loss, loss.phi, generators
+        self.proximal_gradient = objective.proximal.product(loss.phi - objective.theta)
+        self.gradient = loss.gradient + self.proximal_gradient
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, u: Tensor) -> tuple[Tensor, None]:
-        at, ctx.at = ctx.at or ctx.objective.linearise(*ctx.saved_tensors), None
-        return at.support_hessian(u), None
+    def proximal_hvp(self, u: Tensor) -> Tensor:
+        """∇²R u ``[task, param]``."""
+        return self._objective.proximal.product(u).detach()
 
+    def gradient_at(self, phi: Tensor) -> Tensor:
+        """∇_φ G ``[task, param]`` at another point, without a graph; the same function, also where the network draws."""
+        with self._generators.again(), full_precision(phi.device):
+            return self._objective.value_and_gradient(phi)[1]
 
-def task_losses(criterion: nn.Module, outputs: Tensor, examples: Examples) -> Tensor:
-    """The criterion's mean over each task's real examples ``[task]``."""
-    if not (examples.y.is_floating_point() and some(~examples.real())):
-        return per_task(criterion, outputs, examples.y)
-    return per_task(partial(mean_over_real, criterion), outputs, examples.y)
+    def inverse(self, damping: float = 0.0) -> Callable[[Tensor], Tensor]:
+        """v ↦ (∇²_φφ G + damping I)⁻¹ v, exactly.
+
+        Raises:
+            UsageError: it is not known: what is adapted is more than a linear layer, or ∇²R is no diagonal.
+        """
+        if not isinstance(self.loss, LinearisedHead):
+            raise UsageError(
+                "an exact inverse is known where a linear head alone is adapted: set --model.adapt to the head, or use "
+                "LBFGS or HessianFree as inner solver and ConjugateGradient as linear solver"
+            )
+        return self.loss.inverse(self._objective.proximal.diagonal(self.phi.shape[1]).detach() + damping)
+
+    def stationarity(self) -> Tensor:
+        """‖∇_φ G‖ / ‖∇L_S‖ ``[task]``: 0 at a minimiser, 1 where the regulariser plays no part."""
+        support = self.loss.gradient.detach().norm(dim=1)
+        return self.gradient.detach().norm(dim=1) / support.clamp(min=torch.finfo(support.dtype).tiny)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn.functional import softplus
 
 from imaml_lightning.errors import UsageError, check_at_least, check_positive
 from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.problem.precision import exactly
 
 
 class ProximalTerm(nn.Module):
@@ -36,30 +37,47 @@ class ProximalTerm(nn.Module):
         self.per = per
         self.learn = learn
         self.initial = strength
-        self.raw = nn.Parameter(self._raw(strength, 1), requires_grad=learn)
+        self.raw = nn.Parameter(self._raw(strength, 1).float(), requires_grad=learn)
         self.register_buffer("repeats", None, persistent=False)  # how often each λ occurs, if not once or everywhere
 
     @staticmethod
     def _raw(strength: float, count: int) -> Tensor:
         # softplus⁻¹(λ) in a form that neither overflows for large λ nor cancels for small λ.
-        return torch.full((count,), strength + math.log(-math.expm1(-strength)), dtype=torch.float64).float()
+        return torch.full((count,), strength + math.log(-math.expm1(-strength)), dtype=torch.float64)
 
     def fit_to(self, network: FlatNetwork) -> None:
         """Give ``raw`` one entry for each λ that ``per`` asks for in this network."""
         count = {"network": 1, "tensor": len(network.sizes), "parameter": sum(network.sizes)}[self.per]
-        self.raw = nn.Parameter(self._raw(self.initial, count), requires_grad=self.learn)
+        self.raw = nn.Parameter(self._raw(self.initial, count).float(), requires_grad=self.learn)
         self.repeats = torch.tensor(network.sizes) if self.per == "tensor" else None
-        self.params = sum(network.sizes)
+        self.network = network
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ProximalTerm:
+        exactly(self, self._raw(self.initial, len(self.raw)), lambda: super(ProximalTerm, self)._apply(fn, recurse))
+        return self
 
     def strength(self) -> Tensor:
-        """λ, ``[1]`` or ``[param]``; differentiable in ``raw``."""
+        """λ, ``[1]`` or ``[stored]`` (see ``FlatNetwork``); differentiable in ``raw``."""
         strength = softplus(self.raw)
         # Its length given, nothing has to wait for the device to be asked.
-        return strength if self.repeats is None else strength.repeat_interleave(self.repeats, output_size=self.params)
+        return (
+            strength
+            if self.repeats is None
+            else strength.repeat_interleave(self.repeats, output_size=sum(self.network.sizes))
+        )
+
+    def diagonal(self, params: int) -> Tensor:
+        """The diagonal of Λ, which is all of it, ``[1]`` or ``[param]``.
+
+        Raises:
+            UsageError: Λ is no diagonal matrix.
+        """
+        strength = self.strength()
+        return strength if strength.numel() == 1 else self.network.expand(strength, params)
 
     def product(self, d: Tensor) -> Tensor:
         """Λ d ``[task, param]``, with Λ = ∇²R: R is ½ dᵀΛd of the distance d = φ − θ ``[task, param]``, and ∇R is Λ d."""
-        return self.strength() * d
+        return ProximalTerm.diagonal(self, d.shape[1]) * d
 
     def value_and_gradient(self, phi: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """R ``[task]`` and ∇R ``[task, param]``, of ``phi [task, param]`` and ``theta [param]``."""
@@ -109,9 +127,15 @@ class LowRankProximalTerm(ProximalTerm):
     def fit_to(self, network: FlatNetwork) -> None:
         """Give ``raw`` its entries, and ``factor`` (U) a row for each parameter of this network."""
         super().fit_to(network)
+        if network.any_way:
+            raise UsageError("LowRankProximalTerm needs a head of a fixed number of classes: use ProximalTerm")
         params = sum(network.sizes)
         factor = torch.randn(params, self.rank) * math.sqrt(self.spread * self.initial / params)
         self.factor = nn.Parameter(factor, requires_grad=self.learn)
+
+    def diagonal(self, params: int) -> Tensor:
+        """Refused: Λ is no diagonal matrix."""
+        raise UsageError("the matrix of LowRankProximalTerm is no diagonal: use ProximalTerm, or ConjugateGradient")
 
     def product(self, d: Tensor) -> Tensor:
         """Λ d ``[task, param]``."""
@@ -126,6 +150,10 @@ class NoProximalTerm(ProximalTerm):
     def __init__(self) -> None:
         nn.Module.__init__(self)
         self.register_buffer("zero", torch.zeros(1), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> NoProximalTerm:
+        nn.Module._apply(self, fn, recurse)
+        return self
 
     def fit_to(self, network: FlatNetwork) -> None:
         """Nothing to fit."""

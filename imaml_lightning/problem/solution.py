@@ -32,7 +32,7 @@ _ADVICE = {
     Result.BREAKDOWN: "The recurrence broke down before the tolerance: the system is singular to rounding; "
     "use a larger λ or more damping.",
     Result.NONFINITE: "A number overflowed or was not a number: lower the inner learning rate.",
-    Result.STALLED: "The line search found no lower point: this is as near to a minimiser as the arithmetic allows.",
+    Result.STALLED: "The search found no lower point: this is as near to a minimiser as the arithmetic allows.",
 }
 
 

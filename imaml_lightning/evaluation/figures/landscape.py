@@ -40,7 +40,7 @@ def landscape(axes: Axes, objective: InnerObjective, window: Window, solution: T
         at = objective.linearise(solution.unsqueeze(0))
         # Drawn at one length whatever their size, since they balance: a sixth of the window.
         for pull, colour, label in (
-            (-at.support_gradient, WRONG, "pull of the data, −∇L"),
+            (-at.loss.gradient, WRONG, "pull of the data, −∇L"),
             (-at.proximal_gradient, SERIES[2], "pull of θ, −λ(φ − θ)"),
         ):
             arrow = pull.detach()[0] / pull.norm().detach().clamp(min=1e-12) * (window[1] - window[0]) / 6

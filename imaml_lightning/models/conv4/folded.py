@@ -71,24 +71,24 @@ class FoldedPoint:
             x = self.layers[-1].y
         self.outputs = self.layers[-1].y
 
-    def tangent(self, u: Sequence[Tensor]) -> Tensor:
+    def jvp(self, u: Sequence[Tensor]) -> Tensor:
         """J u ``[task, example, way]`` for a direction ``u`` shaped as the parameters."""
         dy: Any = None
         for layer, dweight, dbias in zip(self.layers, u[::2], u[1::2], strict=True):
-            dy = layer.tangent(dy, dweight, dbias)
+            dy = layer.jvp(dy, dweight, dbias)
         return dy
 
-    def cotangent(self, g: Tensor, keep: bool = False) -> list[Tensor]:
-        """Jᵀ g, shaped as the parameters, for ``g [task, example, way]``; ``keep`` it for ``bend``."""
-        return self._walk_back(g, lambda layer, gy: layer.cotangent(gy, keep))
+    def vjp(self, g: Tensor, keep: bool = False) -> list[Tensor]:
+        """Jᵀ g, shaped as the parameters, for ``g [task, example, way]``; ``keep`` it for ``vjp_derivative``."""
+        return self._walk_back(g, lambda layer, gy: layer.vjp(gy, keep))
 
-    def bend(self, dg: Tensor) -> list[Tensor]:
-        """The change of Jᵀ g along u, when g changes by ``dg``: of the last ``cotangent`` kept, along the last ``tangent``.
+    def vjp_derivative(self, dg: Tensor) -> list[Tensor]:
+        """The change of Jᵀ g along u, when g changes by ``dg``: of the last ``vjp`` kept, along the last ``jvp``.
 
         With g = ∂ℓ/∂z and dg = ∇²ℓ J u this is a product with the Hessian. Source: Pearlmutter (1994), "Fast exact
         multiplication by the Hessian".
         """
-        return self._walk_back(dg, lambda layer, gy: layer.bend(gy))
+        return self._walk_back(dg, lambda layer, gy: layer.vjp_derivative(gy))
 
     def _walk_back(self, gy: Tensor, step: Callable[[_Layer, Tensor], _Gradients]) -> list[Tensor]:
         gradients: list[Tensor] = []
@@ -110,16 +110,16 @@ class _Layer(ABC):
     y: Tensor
 
     @abstractmethod
-    def tangent(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor) -> Tensor:
+    def jvp(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor) -> Tensor:
         """The change of y with x (None: images, which do not change) and the parameters."""
 
     @abstractmethod
-    def cotangent(self, g: Tensor, keep: bool) -> _Gradients:
+    def vjp(self, g: Tensor, keep: bool) -> _Gradients:
         """The gradients to x and the parameters from that to y."""
 
     @abstractmethod
-    def bend(self, dg: Tensor) -> _Gradients:
-        """The changes of the gradients that the last ``cotangent`` kept gave, along the last ``tangent``."""
+    def vjp_derivative(self, dg: Tensor) -> _Gradients:
+        """The changes of the gradients that the last ``vjp`` kept gave, along the last ``jvp``."""
 
 
 class _Patches:
@@ -175,23 +175,23 @@ class _FirstConvolution(_Layer):
         for part, convolved in self._convolved(kernels, bias):
             self.activation.forward(convolved, part)
 
-    def tangent(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor) -> Tensor:
+    def jvp(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor) -> Tensor:
         dy = self._new_y()
         strips = self.patches.strips(dy)
         for part, dconvolved in self._convolved(dweight, dbias):
-            self.activation.tangent(dconvolved, strips, part)
+            self.activation.jvp(dconvolved, strips, part)
         return dy
 
-    def cotangent(self, g: Tensor, keep: bool) -> _Gradients:
+    def vjp(self, g: Tensor, keep: bool) -> _Gradients:
         g = self.patches.strips(g)
         total = g.new_zeros(self.tasks, self.patches.rows.shape[2], self.channels // self.tasks)
         for part, rows, room in self.patches.parts(self.channels):
-            g_convolved, _ = self.activation.cotangent(g, room, part)
+            g_convolved, _ = self.activation.vjp(g, room, part)
             total.baddbmm_(rows.mT, self._by_task(g_convolved))
         return None, total[:, :-1].mT.unflatten(2, (-1, 3, 3)), total[:, -1]
 
-    def bend(self, dg: Tensor) -> _Gradients:
-        return self.cotangent(dg, keep=False)  # which is linear in g, and nothing else in it changes
+    def vjp_derivative(self, dg: Tensor) -> _Gradients:
+        return self.vjp(dg, keep=False)  # which is linear in g, and nothing else in it changes
 
     def _convolved(self, kernels: Tensor, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
         weight = torch.cat([kernels.flatten(2), bias.unsqueeze(2)], 2).mT
@@ -223,23 +223,23 @@ class _Convolution(_Layer):
         self.activation.forward(y)
         self.y = self.activation.activated
 
-    def tangent(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor) -> Tensor:
+    def jvp(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor) -> Tensor:
         assert dx is not None
         self.dx, self.dkernels = dx, self._stacked(dweight)
         dy = self._convolve(self.x, self.dkernels, dbias.flatten())
         dy += self._convolve(dx, self.kernels, None)
         da = torch.empty_like(self.y)
-        self.activation.tangent(dy, da)
+        self.activation.jvp(dy, da)
         return da
 
-    def cotangent(self, g: Tensor, keep: bool) -> _Gradients:
+    def vjp(self, g: Tensor, keep: bool) -> _Gradients:
         g, gbias = self._through_activation(g)
         if keep:
             self.g = g
         gx, gkernels = self._backward(g, self.x, self.kernels)
         return gx, gkernels, gbias
 
-    def bend(self, dg: Tensor) -> _Gradients:
+    def vjp_derivative(self, dg: Tensor) -> _Gradients:
         dg, gbias = self._through_activation(dg)
         gx, gkernels = self._backward(dg, self.x, self.kernels)
         gx_bent, gkernels_bent = self._backward(self.g, self.dx, self.dkernels)
@@ -247,7 +247,7 @@ class _Convolution(_Layer):
 
     def _through_activation(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients to the convolution and to its bias."""
-        g, total = self.activation.cotangent(g, _room(g, *self.shape))
+        g, total = self.activation.vjp(g, _room(g, *self.shape))
         return g, total.unflatten(0, (self.tasks, -1))
 
     def _convolve(self, x: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:
@@ -281,7 +281,7 @@ class _BatchNorm(_Layer):
         self.count = x.numel() // x.shape[1]
         self.normal = Mixture({x: self.r}, -self.r * self.mean)
 
-    def tangent(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor) -> Tensor:
+    def jvp(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor) -> Tensor:
         assert dx is not None
         total, self.dx_along = self._sums(dx)
         self.dx, self.dx_mean, self.dscale = dx, total / self.count, dweight.flatten()
@@ -289,14 +289,14 @@ class _BatchNorm(_Layer):
         dy = self.dnormal * self.scale + self.normal * self.dscale + Mixture({}, dbias.flatten())
         return dy.value()
 
-    def cotangent(self, g: Tensor, keep: bool) -> _Gradients:
+    def vjp(self, g: Tensor, keep: bool) -> _Gradients:
         total, along = self._sums(g)
         projected = self._project(g, total, along)
         if keep:
             self.g, self.g_along, self.projected = g, along, projected
         return self._gradients(projected * self.scale, along, total)
 
-    def bend(self, dg: Tensor) -> _Gradients:
+    def vjp_derivative(self, dg: Tensor) -> _Gradients:
         total, along = self._sums(dg)
         bent = self.r * (channel_sums(self.g, self.dx, self.dx_mean)[1] - self.g_along * self.dx_along / self.count)
         change = self.projected * self.dx_along + self.dnormal * self.g_along + self.normal * bent
@@ -326,17 +326,17 @@ class _Linear(_Layer):
         self.features = self._features(x)
         self.y = torch.baddbmm(bias.unsqueeze(1), self.features, weight.mT)
 
-    def tangent(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor) -> Tensor:
+    def jvp(self, dx: Tensor | None, dweight: Tensor, dbias: Tensor) -> Tensor:
         assert dx is not None
         self.dfeatures, self.dweight = self._features(dx), dweight
         return torch.baddbmm(dbias.unsqueeze(1), self.features, dweight.mT) + self.dfeatures @ self.weight.mT
 
-    def cotangent(self, g: Tensor, keep: bool) -> _Gradients:
+    def vjp(self, g: Tensor, keep: bool) -> _Gradients:
         if keep:
             self.g = g
         return self._to_x(g @ self.weight), g.mT @ self.features, g.sum(1)
 
-    def bend(self, dg: Tensor) -> _Gradients:
+    def vjp_derivative(self, dg: Tensor) -> _Gradients:
         to_x = self._to_x(dg @ self.weight + self.g @ self.dweight)
         return to_x, dg.mT @ self.features + self.g.mT @ self.dfeatures, dg.sum(1)
 

@@ -42,11 +42,11 @@ class ReLU:
         """The values."""
         torch.clamp(y, min=0, out=self.activated[part])
 
-    def tangent(self, dy: Tensor, da: Tensor, part: slice = slice(None)) -> None:
+    def jvp(self, dy: Tensor, da: Tensor, part: slice = slice(None)) -> None:
         """Their change when y changes by ``dy``, into that part of ``da``."""
         da[part] = dy * (self.activated[part] > 0)
 
-    def cotangent(self, g: Tensor, y: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    def vjp(self, g: Tensor, y: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """The gradient to y, and its sums ``[channel]``, from that part of ``g``, the gradient to the values.
 
         ``y`` is room for it, of the right shape.
@@ -66,12 +66,12 @@ class MaxPoolReLU(ReLU):
         pooled, self.chosen[part] = _aten.max_pool2d_with_indices(y, [2, 2])
         super().forward(pooled, part)
 
-    def tangent(self, dy: Tensor, da: Tensor, part: slice = slice(None)) -> None:
+    def jvp(self, dy: Tensor, da: Tensor, part: slice = slice(None)) -> None:
         picked = dy.flatten(2).gather(2, self.chosen[part].flatten(2))
-        super().tangent(picked.view_as(da[part]), da, part)
+        super().jvp(picked.view_as(da[part]), da, part)
 
-    def cotangent(self, g: Tensor, y: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        pooled, total = super().cotangent(g, y, part)
+    def vjp(self, g: Tensor, y: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        pooled, total = super().vjp(g, y, part)
         unpool = _aten.max_pool2d_with_indices_backward
         return unpool(pooled, y, [2, 2], [2, 2], [0, 0], [1, 1], False, self.chosen[part]), total
 
@@ -86,10 +86,10 @@ class _LoopedMaxPoolReLU(MaxPoolReLU):
     def forward(self, y: Tensor, part: slice = slice(None)) -> None:
         _in_threads(_pool, _array(y), self.values[part], self.chosen_pixel[part])
 
-    def tangent(self, dy: Tensor, da: Tensor, part: slice = slice(None)) -> None:
+    def jvp(self, dy: Tensor, da: Tensor, part: slice = slice(None)) -> None:
         _in_threads(_pick, _array(dy), self.chosen_pixel[part], _array(da)[part])
 
-    def cotangent(self, g: Tensor, y: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    def vjp(self, g: Tensor, y: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
         total = sum(_in_threads(_place, _array(g)[part], self.chosen_pixel[part], _array(y)))
         return y, torch.from_numpy(total).to(y.dtype)
 

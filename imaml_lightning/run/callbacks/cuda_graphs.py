@@ -12,6 +12,7 @@ from torch import Tensor
 
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.learner.meta_learner import MetaLearner
+from imaml_lightning.problem.randomness import Generators
 from imaml_lightning.problem.rows import unseen
 
 #: Calls before recording, in which libraries choose their algorithms and the allocator finds its sizes.
@@ -75,6 +76,7 @@ class Captured:
         self, key: Hashable, inputs: Sequence[Tensor]
     ) -> tuple[torch.cuda.CUDAGraph, Sequence[Tensor], dict[str, Tensor]]:
         places = [t.clone() for t in inputs]
+        generators = Generators(places[0].device)
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside), unseen():
@@ -90,6 +92,7 @@ class Captured:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph), unseen():
             results = self.work(key, *places)
+        generators.restore()  # the replay draws what would be drawn if there had been no recording
         return graph, places, results
 
 
@@ -129,6 +132,8 @@ def obstacle(learner: MetaLearner) -> str | None:
         return "several ranks cannot exchange gradients inside a recording"
     if getattr(learner.trainer.precision_plugin, "scaler", None):
         return "16-mixed changes its loss scale from step to step (bf16-mixed has none)"
+    if not learner.cut.whole:
+        return "the shared part of the network is evaluated outside of what is recorded"
     if not learner.adaptation.constant:
         return f"{type(learner.adaptation).__name__} does not do the same in every meta-step"
     return None

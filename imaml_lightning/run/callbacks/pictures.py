@@ -21,6 +21,7 @@ from imaml_lightning.evaluation.figures import (
     solve_histograms,
 )
 from imaml_lightning.learner.meta_learner import MetaLearner
+from imaml_lightning.learner.modes import answering
 
 TASKS = 8  # fixed validation tasks that are looked at
 SHEETS = 3  # of which so many are shown as contact sheets
@@ -56,10 +57,8 @@ class Pictures(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._due:
-            training = pl_module.training
-            pl_module.eval()
-            self._draw(trainer, pl_module)
-            pl_module.train(training)
+            with answering(pl_module):
+                self._draw(trainer, pl_module)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         began = time.perf_counter()
