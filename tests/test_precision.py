@@ -122,3 +122,21 @@ def test_a_network_in_half_precision_is_refused(precision: str) -> None:
     learner = MetaLearner(smooth_mlp(), criterion=nn.MSELoss())
     with pytest.raises(UsageError, match=f"precision {precision} leaves no digits"):
         trainer.fit(learner, torch.utils.data.DataLoader([single(points())], batch_size=None))
+
+
+@pytest.mark.parametrize("first", ["linearise", "value_and_gradient"])
+def test_autocast_that_begins_or_ends_changes_no_objective(first: str) -> None:
+    learner, episode = MetaLearner(Conv4(3, size=4, filters=8, downsample="stride")), single(images())
+    objective = learner.objective(episode.support)
+    phi = objective.start()
+    expected = learner.objective(episode.support).value_and_gradient(phi)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = learner.objective(episode.support).value_and_gradient(phi)
+        getattr(objective, first)(phi)  # whatever comes first chooses nothing for the others
+        for found, there in zip(objective.value_and_gradient(phi), rounded, strict=True):
+            assert torch.equal(found, there)
+        certified = objective.linearise(phi).gradient.detach()
+    torch.testing.assert_close(certified - objective.proximal.product(phi - objective.theta), expected[1])
+    for found, there in zip(objective.value_and_gradient(phi), expected, strict=True):
+        assert torch.equal(found, there)
+    assert not torch.equal(rounded[1], expected[1])
