@@ -132,11 +132,14 @@ def test_indefinite_system_is_noticed(eigenvalues: list[list[float]], seed: int,
     solution = solve(matrix, rhs)
     assert solution.value.isfinite().all()
     assert solution.result.tolist() == [Result.INDEFINITE] + [Result.CONVERGED] * len(sound)
-    # What is returned is the iterate before the negative curvature: no farther down than the truth it tells.
+    # What is returned is the iterate before the negative curvature, unless it is farther from a solution than 0 is.
     torch.testing.assert_close(solution.residual[0], true_residual(matrix, solution, rhs)[0], rtol=1e-6, atol=1e-11)
     before = int(solution.steps[0]) - 1
     earlier = solve(matrix[:1], rhs[:1], before).value[0] if before else torch.zeros(6, dtype=torch.float64)
-    torch.testing.assert_close(solution.value[0], earlier, rtol=1e-12, atol=1e-14)
+    left = (matrix[0] @ earlier - rhs[0]).norm() / rhs[0].norm()
+    if left <= 1 - 1e-9:
+        torch.testing.assert_close(solution.value[0], earlier, rtol=1e-12, atol=1e-14)
+    assert solution.residual[0] <= 1 + 1e-9
 
 
 @RULES
