@@ -21,9 +21,10 @@ from imaml_lightning.cli.complaint import OneSentence, one_line, refusal
 from imaml_lightning.cli.config import check_restored, given_options, peek_options, refuse_lost_options
 from imaml_lightning.cli.defaults import DEFAULT_NAME, DEFAULT_OUTPUT, FIRST_LOOK, TRAINER_DEFAULTS
 from imaml_lightning.cli.from_data import fill_in
-from imaml_lightning.cli.report import adaptation_lines, figures_lines, print_summary, write_predictions
-from imaml_lightning.data import EpisodeDataModule
+from imaml_lightning.cli.report import adaptation_lines, described, figures_lines, print_summary, write_predictions
+from imaml_lightning.data import EpisodeDataModule, Split
 from imaml_lightning.errors import DataError, UsageError
+from imaml_lightning.evaluation.protocols import evaluate, one_at_a_time
 from imaml_lightning.learner.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint
 from imaml_lightning.learner.criterion import check_criterion
 from imaml_lightning.learner.meta_learner import MetaLearner, validation_figures
@@ -82,7 +83,7 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; where a checkpoint is named, on top of the configuration that it holds."""
-        given = class_first(sys.argv[1:] if args is None else args)
+        given = class_first(sys.argv[1:] if args is None else cast(list[str], args))
         peeked = peek_options(given)
         refuse_lost_options(given)
         import_only(peeked.pop("trust", ""))
@@ -155,7 +156,7 @@ class CommandLine(LightningCLI):
     @staticmethod
     def _progress(options: Any) -> Iterator[Callback]:
         if options.enable_progress_bar in (None, True):
-            yield ProgressBar(leave=False) if sys.stdout.isatty() else PlainProgress()
+            yield ProgressBar() if sys.stdout.isatty() else PlainProgress()
 
     def after_instantiate_classes(self) -> None:
         """See that the checkpoint fits and the data are there; only then make the run's folder."""
@@ -251,9 +252,7 @@ class CommandLine(LightningCLI):
 
     def fit(self, model: MetaLearner, **kwargs: Any) -> None:
         """Train, then test the best checkpoint and say where everything lies."""
-        if self.run and self.trainer.is_global_zero:
-            parameters = sum(p.numel() for p in model.network.parameters())
-            print(f"{type(model.network).__name__}, {parameters:,} parameters; writing to {self.run.path}", flush=True)
+        self._say(f"; writing to {self.run.path}" if self.run else "")
         self.trainer.fit(model, **kwargs)
         if self.run is None:
             return
@@ -262,7 +261,8 @@ class CommandLine(LightningCLI):
         metrics = self.trainer.test(model, kwargs["datamodule"], ckpt_path=best, weights_only=True, verbose=False)[0]
         if self.trainer.is_global_zero:
             print_summary(
-                self._figures("test", metrics, model)
+                self._figures("test", metrics)
+                | self._other_protocol("test")
                 | {
                     "checkpoint": f"{best}{missing}",
                     "logs, pictures": str(self.run.path),
@@ -272,34 +272,61 @@ class CommandLine(LightningCLI):
 
     def validate(self, model: MetaLearner, **kwargs: Any) -> None:
         """Figures on the fixed validation episodes."""
-        self._evaluate("val", model, self.trainer.validate(model, **kwargs))
+        self._say()
+        self._evaluate("val", self.trainer.validate(model, **kwargs))
 
     def test(self, model: MetaLearner, **kwargs: Any) -> None:
         """Figures on the fixed test episodes."""
-        self._evaluate("test", model, self.trainer.test(model, **kwargs))
+        self._say()
+        self._evaluate("test", self.trainer.test(model, **kwargs))
 
     def predict(self, model: MetaLearner, **kwargs: Any) -> None:
         """Outputs for the query sets of the test episodes, to predictions.csv."""
         if self.trainer.world_size > 1:
             raise UsageError("predict writes one file from one process: use --trainer.devices 1")
+        self._say()
         path = Path("predictions.csv")
         write_predictions(path, cast(list[Tensor], self.trainer.predict(model, **kwargs)))
-        print_summary({"predictions": str(path)})
+        print_summary({"predictions": f"{path} ({model.protocol})"})
 
-    def _evaluate(self, stage: str, model: MetaLearner, metrics: Sequence[Mapping[str, float]]) -> None:
+    def _evaluate(self, stage: str, metrics: Sequence[Mapping[str, float]]) -> None:
         if self.trainer.is_global_zero:
             weights = str(self.checkpoint or "random, as asked by --untrained")
-            print_summary(self._figures(stage, metrics[0], model) | {"weights": weights})
+            print_summary(self._figures(stage, metrics[0]) | self._other_protocol(stage) | {"weights": weights})
 
-    def _figures(self, stage: str, metrics: Mapping[str, Tensor | float], model: MetaLearner) -> dict[str, str]:
+    def _figures(self, stage: str, metrics: Mapping[str, Tensor | float]) -> dict[str, str]:
         """What was reached, a line for each setting of the test, and what adaptation did."""
         episodes = getattr(self.datamodule, f"{stage}_episodes")
         settings = list(self.datamodule.settings) if stage == "test" else []
-        solves = hasattr(model.adaptation, "inner_solver")
+        solves = hasattr(self.model.adaptation, "inner_solver")
         said = {name: f"{line}, {episodes} episodes" for name, line in figures_lines(metrics, stage, settings).items()}
         for each in [f"{stage}/{setting}" for setting in settings] or [stage]:
             said |= adaptation_lines(metrics, each, episodes, solves)
         return said
+
+    def _say(self, more: str = "") -> None:
+        """In one line, what is trained or evaluated, and where."""
+        if self.trainer.is_global_zero:
+            print(f"{self.subcommand}: {described(self.model, self.datamodule, self.trainer)}{more}", flush=True)
+
+    def _other_protocol(self, stage: str) -> dict[str, str]:
+        """The figure of ``predict``, where every query example is normalised beside the support set alone, if it is another
+        than that of the whole query set; on fewer episodes, since it costs (support + 1) passes for each example."""
+        if self.model.protocol != "transductive" or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return {}
+        split: Split = "val" if stage == "val" else "test"
+        available: int = getattr(self.datamodule, f"{stage}_episodes")
+        way, shot, query = self.datamodule.evaluation.most
+        episodes = min(available, max(20, min(100, 200_000 // (way * query * (way * shot + 1)))))
+        device, move = self.trainer.strategy.root_device, self.trainer.strategy.batch_to_device
+        learner = self.model.to(device).eval()
+        evaluation = evaluate(learner, self.datamodule, split, episodes, lambda of, e: one_at_a_time(of, move(e)).cpu())
+        score, half = evaluation.mean()
+        if self.datamodule.source.task == "classification":
+            words = f"accuracy {100 * score:.2f} ± {100 * half:.2f} %"
+        else:
+            words = f"mean squared error {score:.4f} ± {half:.4f}"
+        return {"one at a time": f"{words} (95% confidence, inductive), the first {episodes} episodes"}
 
 
 class _Parser(OneSentence, LightningArgumentParser):

@@ -86,6 +86,8 @@ def predict_files(
     predictor = adapt(learners, x, y, labels)
     _write(Path(predictions), predictor, asked, index, saved[0].get("scaler"))
     print(predictor.report())
+    if protocols := _protocols(predictor, asked):
+        print(f"protocol         {protocols}")
     if "scaler" in saved[0]:
         print(
             f"units            errors above are in units of the training target's deviation, {saved[0]['scaler']['scale'][0]:.4g}"
@@ -101,6 +103,19 @@ def _solve_by(solver: InnerSolver, learner: MetaLearner) -> None:
             f"{type(adaptation).__name__} has no inner solver: leave out --inner_solver, its steps are as trained"
         )
     adaptation.inner_solver = solver
+
+
+def _protocols(predictor: Predictor, x: np.ndarray) -> str:
+    """How the predictions came about, where it makes a difference whether query examples are normalised together."""
+    if all(learner.protocol == "inductive" for learner in predictor.learners):
+        return ""
+    alone, together = predictor(x), predictor.together(x)
+    if predictor.labels is None:
+        differ = f"values would change by {(together - alone).abs().mean():.3g} in the mean"
+    else:
+        changed = int((alone.argmax(1) != together.argmax(1)).sum())
+        differ = f"{changed} of {len(alone)} predictions would be others"
+    return f"inductive, each example beside the support set alone; all in one batch (transductive), {differ}"
 
 
 def _reading(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -161,6 +161,13 @@ class Predictor:
         with self._answering():
             return torch.stack([self._of(number, _inputs(x)) for number in range(len(self.learners))]).mean(0)
 
+    def together(self, x: Any) -> Tensor:
+        """As a call, but all of ``x`` in one batch, whose statistics a network may use: the *transductive* protocol."""
+        with self._answering():
+            x = _inputs(x)
+            pairs = zip(self.learners, self.phis, strict=True)
+            return torch.stack([self._finished(learner.flat(phi[0], x.to(phi))) for learner, phi in pairs]).mean(0)
+
     def spread(self, x: Any) -> Tensor:
         """How uncertain the values are, as a standard deviation ``[example, output]``.
 
@@ -261,8 +268,11 @@ class Predictor:
                 outputs.append(torch.func.vmap(one, chunk_size=32)(block))
             else:
                 outputs.append(learner.flat(phi, block))
-        joined = torch.cat(outputs).float().cpu()
-        return joined if self.labels is None else joined[:, : len(self.labels)].softmax(1)
+        return self._finished(torch.cat(outputs))
+
+    def _finished(self, outputs: Tensor) -> Tensor:
+        outputs = outputs.float().cpu()
+        return outputs if self.labels is None else outputs[:, : len(self.labels)].softmax(1)
 
     def _examples(self, learner: MetaLearner) -> Examples:
         """The support set as a batch of one task."""
