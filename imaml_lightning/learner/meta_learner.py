@@ -363,8 +363,8 @@ class MetaLearner(LightningModule):
         """Within it the network draws (dropout, noise) by the run's seed, this rank and ``place`` alone: a resumed run draws
         the same, whatever validation, the log or a user's own code has drawn in between.
         """
-        assert self.seed is not None
-        return seeded(self.device, self.seed, self.global_rank, *place)
+        seed = torch.initial_seed() if self.seed is None else self.seed  # it has no run without a Trainer
+        return seeded(self.device, seed, self.global_rank, *place)
 
     def _chunk_size(self) -> int | None:
         if self.measured_chunk is not None and self.task_chunk == "measured":
