@@ -19,8 +19,11 @@ from imaml_lightning.cli.arguments import class_first, import_only
 from imaml_lightning.cli.class_names import find_our_classes
 from imaml_lightning.cli.complaint import OneSentence, one_line, refusal
 from imaml_lightning.cli.config import check_restored, given_options, peek_options, refuse_lost_options
+from imaml_lightning.cli.configs import with_paths
 from imaml_lightning.cli.defaults import DEFAULT_NAME, DEFAULT_OUTPUT, FIRST_LOOK, TRAINER_DEFAULTS
 from imaml_lightning.cli.from_data import fill_in
+from imaml_lightning.cli.help import topic
+from imaml_lightning.cli.long_help import print_options
 from imaml_lightning.cli.report import adaptation_lines, described, figures_lines, print_summary, write_predictions
 from imaml_lightning.data import EpisodeDataModule, Split
 from imaml_lightning.errors import DataError, UsageError
@@ -52,7 +55,7 @@ class CommandLine(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             trainer_defaults=TRAINER_DEFAULTS,
-            parser_kwargs={"prog": "python -m imaml_lightning"},
+            parser_kwargs={"prog": "imaml-lightning"},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -83,7 +86,10 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; where a checkpoint is named, on top of the configuration that it holds."""
-        given = class_first(sys.argv[1:] if args is None else cast(list[str], args))
+        given = with_paths(class_first(sys.argv[1:] if args is None else cast(list[str], args)))
+        if (about := topic(given)) is not None:
+            print_options(parser, given[0], about)
+            sys.exit(0)
         peeked = peek_options(given)
         refuse_lost_options(given)
         import_only(peeked.pop("trust", ""))

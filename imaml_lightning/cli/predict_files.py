@@ -32,7 +32,7 @@ def main(args: Sequence[str]) -> None:
         "Predict examples of your own from a few labelled ones. Without --support and --query, predict writes the outputs "
         "for the query sets of the checkpoint's own test episodes; then its options are those of test (see test --help)."
     )
-    parser = OneSentence(prog="python -m imaml_lightning predict", description=about)
+    parser = OneSentence(prog="imaml-lightning predict", description=about)
     parser.add_function_arguments(predict_files)
     parser.add_argument("--traceback", action="store_true", help="Show where an error comes from.")
     given = class_first(args)

@@ -24,7 +24,6 @@ def plain(message: str, parser: ArgumentParser) -> str:
         (r"Importing '([^']+)' is not allowed", lambda found: _not_imported(option, found[1])),
         (r"Expected a dot import path string: (\S+)", lambda found: _no_class(option, found[1])),
         (r"arguments are required: (.+?)(?: - Expected|$)", lambda found: _missing(option, found[1], message)),
-        (r"File does not exist: '([^']*)'", lambda found: f"{option} {found[1]} does not exist: give another file"),
         (r"Expected a (?:<class '(?!NoneType)|typing\.Literal)", lambda _: _wrong_type(option, message)),
         (r"Expected a path but (\S+) either not accessible", lambda found: _no_class(option, found[1])),
     ):
