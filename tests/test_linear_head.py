@@ -172,7 +172,7 @@ def test_a_learned_start_is_one_vector_for_all_classes() -> None:
 
 def test_float32_solves_are_certified() -> None:
     torch.manual_seed(0)
-    network = Conv4(way=None, filters=8, norm="running", pools=3, unit_length=True)
+    network = Conv4(any_way=True, filters=8, norm="running", pools=3, unit_length=True)
     for criterion in (None, OneHotSquaredError()):
         adaptation = Implicit(Newton(), Exact(), proximal=ProximalTerm(0.01))
         built = MetaLearner(network, adaptation, support_criterion=criterion, adapt=["head.*"])

@@ -43,6 +43,7 @@ from imaml_lightning.models import Conv4
 from imaml_lightning.problem.compiled import CompiledDerivatives
 from imaml_lightning.problem.cut import Cut
 from imaml_lightning.problem.derivatives import task_losses
+from imaml_lightning.problem.feature_memory import FeatureMemory
 from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.problem.objective import InnerObjective
 from imaml_lightning.problem.randomness import seeded
@@ -314,15 +315,18 @@ class MetaLearner(LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.scores.clear()
         self.medians.clear()
+        self.cut.memory = FeatureMemory()
 
     on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
+        self.cut.memory = None
         self._log_scores("val")
         if self.trainer.state.fn == "fit":
             self._step_plateau()
 
     def on_test_epoch_end(self) -> None:
+        self.cut.memory = None
         self._log_scores("test")
 
     def _measure_chunk(self, support: Examples) -> None:

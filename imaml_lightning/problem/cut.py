@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from imaml_lightning.problem.feature_memory import FeatureMemory
 from imaml_lightning.problem.network import FlatNetwork, hooked
 
 
@@ -32,12 +33,14 @@ class Cut:
         adapted: what comes after the cut, as a function of the same flat vector.
         module: what comes before it; None for a whole network.
         why_whole: why the network stays whole; empty where it is cut.
+        memory: of features, set while the network stays as it is and is in evaluation mode; used without gradients on a CPU.
     """
 
     def __init__(self, flat: FlatNetwork, whole: str = "") -> None:
         self.module: nn.Module | None = None
         self._flat = self.adapted = flat
         self.why_whole = whole
+        self.memory: FeatureMemory | None = None
         self._apart: bool | None = None
         self._head: _Head | None = None
         chain = _chain(flat.network)
@@ -80,7 +83,9 @@ class Cut:
             self._apart = self._depends_on_company(torch.cat([x.flatten(0, 1) for x in sets]))
         if self._apart is not False:
             return tuple(torch.stack([self._evaluate(task) for task in x]) for x in sets)
-        together = self._evaluate(torch.cat([x.flatten(0, 1) for x in sets]))
+        images = torch.cat([x.flatten(0, 1) for x in sets])
+        remembers = self.memory is not None and not torch.is_grad_enabled() and images.device.type == "cpu"
+        together = self.memory.of(images, self._evaluate) if remembers and self.memory else self._evaluate(images)
         parts = together.split([x.shape[0] * x.shape[1] for x in sets])
         return tuple(part.unflatten(0, x.shape[:2]) for part, x in zip(parts, sets, strict=True))
 

@@ -18,7 +18,7 @@ class Conv4(BodyAndHead):
     """Four blocks of 3 x 3 convolution, down-sampling, normalisation and ReLU, then a linear head.
 
     Args:
-        way: outputs, one for each class of a task; None makes the number of classes free (``AnyWay``).
+        way: outputs, one for each class of a task.
         channels: of an input image.
         size: height and width of an input image, in pixels.
         filters: of each convolution; one number for all, or a list of one for each block.
@@ -33,13 +33,14 @@ class Conv4(BodyAndHead):
         norm_first: normalise before the ReLU, as is usual outside few-shot learning, not after it.
         pools: of the four blocks, how many halve the image; with 3 an image of 28 pixels leaves 3 x 3 places.
         unit_length: features of length 1 for the head.
+        any_way: a head for any number of classes (``AnyWay``); ``way`` then means nothing.
 
     Source: Vinyals et al. (2016), section 4.1; Finn et al. (2017), appendix A.1.
     """
 
     def __init__(
         self,
-        way: int | None = 5,
+        way: int = 5,
         channels: int = 1,
         size: int = 28,
         filters: int | Sequence[int] = 64,
@@ -49,9 +50,10 @@ class Conv4(BodyAndHead):
         norm_first: bool = False,
         pools: int = 4,
         unit_length: bool = False,
+        any_way: bool = False,
     ) -> None:
         widths = [filters] * 4 if isinstance(filters, int) else list(filters)
-        if min(1 if way is None else way, channels, size, *widths) < 1:
+        if min(way, channels, size, *widths) < 1:
             given = f"{way}, {channels}, {size}, {filters}"
             raise UsageError(f"way, channels, size and filters of Conv4 must be at least 1, got {given}")
         if not 0 <= pools <= 4:
@@ -79,7 +81,7 @@ class Conv4(BodyAndHead):
                 activation.insert(0 if norm_first else 1, ("norm", normalisation(norms[block], after)))
             layers += activation
             blocks.append(nn.Sequential(OrderedDict(layers)))
-        super().__init__(nn.Sequential(*blocks), way, channels, size, zero_head, unit_length)
+        super().__init__(nn.Sequential(*blocks), way, channels, size, zero_head, unit_length, any_way)
 
     @property
     def fold(self) -> Callable[[Tensor], FoldedConv4] | None:
