@@ -79,9 +79,6 @@ def test_splits_keep_groups_together_and_scale_by_the_training_rows(tmp_path: Pa
     source = TaskTable(path, "y", "patient", group_column="site")
     source.setup()
     features = source.reading()["features"]
-    reading = source.reading()
-    features = reading["features"]
-    assert reading["target"] == "class"  # which predict asks for
     sites = {}
     for split in SPLITS:
         # Validation and test go through their tasks in turn.
@@ -231,9 +228,8 @@ def test_classes_of_a_table(tmp_path: Path) -> None:
     bank = source.bank
     genera = [{bank.groups[i] for i in bank.splits[s]} for s in SPLITS]
     assert sum(map(len, genera)) == len(set.union(*genera)) == 6
-    reading = source.reading()
-    features = reading["features"]
-    assert reading["target"] == "class"  # which predict asks for
+    assert source.reading()["target"] == "class"  # which predict asks for
+    features = source.reading()["features"]
     number = (episode.support.x[..., 0] * features["scale"][0] + features["mean"][0]).floor().int()
     again = (episode.query.x[..., 0] * features["scale"][0] + features["mean"][0]).floor().int()
     assert torch.equal(number.repeat_interleave(2, 1), again)  # query rows are of the classes of the support rows
