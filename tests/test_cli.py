@@ -198,7 +198,7 @@ BAD = {
     "wrong type": (["fit", "--data.way", "many"], "way"),
     "unknown figure": (["fit", "--best.monitor", "val/acc"], "use --best.monitor val/accuracy"),
     "figure of classes": (["fit", *SMALL, "--best.monitor", "val/accuracy"], "use --best.monitor val/loss"),
-    "the worst for the best": (["fit", "--best.monitor", "val/loss"], "use --best.mode min"),
+    "the worst for the best": (["fit", "--best.monitor", "val/loss", "--best.mode", "max"], "use --best.mode min"),
     "unknown class": (["fit", "--model.network", "NoSuchNetwork"], "NoSuchNetwork"),
 }
 

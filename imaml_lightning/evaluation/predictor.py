@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.learner.advice import advice, outcome
+from imaml_lightning.learner.criterion import ByTargets, check_criterion
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.learner.modes import answering
 from imaml_lightning.learner.targets import is_one_hot
@@ -30,9 +31,19 @@ _BLOCK = 256  # query examples that go through the network at once
 _HELD_OUT = 100  # most examples that are left out in turn
 
 
-def load(path: str | Path) -> MetaLearner:
-    """The learner of a checkpoint that the command line wrote, ready to adapt."""
-    return MetaLearner.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+def load(path: str | Path, trust: Sequence[str] = (), **parts: Any) -> MetaLearner:
+    """The learner of a checkpoint, ready to adapt.
+
+    Args:
+        path: a file.
+        trust: packages, besides ours and torch's, whose classes the checkpoint may name.
+        **parts: network, adaptation and whatever else was given to the learner as an object in Python, which a checkpoint
+            does not hold: made as in training.
+
+    Raises:
+        UsageError: the file is missing or damaged, names a class of another package, or needs a part that is not given.
+    """
+    return MetaLearner.load_from_checkpoint(path, map_location="cpu", trust=trust, **parts).eval()
 
 
 @dataclass(frozen=True)
@@ -150,6 +161,13 @@ class Predictor:
         with self._answering():
             return torch.stack([self._of(number, _inputs(x)) for number in range(len(self.learners))]).mean(0)
 
+    def together(self, x: Any) -> Tensor:
+        """As a call, but all of ``x`` in one batch, whose statistics a network may use: the *transductive* protocol."""
+        with self._answering():
+            x = _inputs(x)
+            pairs = zip(self.learners, self.phis, strict=True)
+            return torch.stack([self._finished(learner.flat(phi[0], x.to(phi))) for learner, phi in pairs]).mean(0)
+
     def spread(self, x: Any) -> Tensor:
         """How uncertain the values are, as a standard deviation ``[example, output]``.
 
@@ -250,8 +268,11 @@ class Predictor:
                 outputs.append(torch.func.vmap(one, chunk_size=32)(block))
             else:
                 outputs.append(learner.flat(phi, block))
-        joined = torch.cat(outputs).float().cpu()
-        return joined if self.labels is None else joined[:, : len(self.labels)].softmax(1)
+        return self._finished(torch.cat(outputs))
+
+    def _finished(self, outputs: Tensor) -> Tensor:
+        outputs = outputs.float().cpu()
+        return outputs if self.labels is None else outputs[:, : len(self.labels)].softmax(1)
 
     def _examples(self, learner: MetaLearner) -> Examples:
         """The support set as a batch of one task."""
@@ -263,22 +284,25 @@ class Predictor:
         for learner in self.learners:
             try:
                 with torch.random.fork_rng(devices=[]):
-                    outputs = learner.flat.tasks(learner.flat.vector()[None], self._examples(learner).x).shape[-1]
+                    examples = self._examples(learner)
+                    outputs = learner.flat.tasks(learner.flat.vector()[None], examples.x)
             except RuntimeError as error:
                 shape = tuple(self.support.shape[1:])
                 raise UsageError(
                     f"the network cannot take inputs of shape {shape}: give them as in its training"
                 ) from error
-            if self.labels is not None and len(self.labels) > outputs:
+            width = outputs.shape[-1]
+            if self.labels is not None and len(self.labels) > width:
                 raise UsageError(
-                    f"the support set has {len(self.labels)} classes, the network {outputs} outputs: train one with "
+                    f"the support set has {len(self.labels)} classes, the network {width} outputs: train one with "
                     f"--data.way {len(self.labels)}, or take classes away"
                 )
-            if self.labels is None and outputs != self.targets.shape[1]:
+            if self.labels is None and width != self.targets.shape[1]:
                 raise UsageError(
-                    f"the targets have {self.targets.shape[1]} values, the network {outputs} outputs: give classes as whole "
+                    f"the targets have {self.targets.shape[1]} values, the network {width} outputs: give classes as whole "
                     "numbers or strings, and values as floats"
                 )
+            check_criterion(learner.criterion, outputs, examples.y)
 
 
 def _inputs(x: Any) -> Tensor:
@@ -293,10 +317,14 @@ def _targets(y: Any, learner: MetaLearner) -> np.ndarray:
     targets: np.ndarray = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
     if targets.ndim != 2:
         return targets
-    classes = isinstance(learner.criterion, (nn.CrossEntropyLoss, nn.NLLLoss))
+    classes = isinstance(learner.criterion, (nn.CrossEntropyLoss, nn.NLLLoss, ByTargets))
     if targets.shape[1] > 1 and targets.dtype.kind in ("biuf" if classes else "biu"):
         rows = torch.from_numpy(targets.astype(np.float64))
         if not is_one_hot(rows):
             return targets
+        if isinstance(learner.criterion, ByTargets) and targets.dtype.kind == "f":
+            raise UsageError(
+                "targets of 0. and 1. may be classes or values: give class numbers, or the learner its criterion"
+            )
         return targets.argmax(1)
     return targets if targets.dtype.kind == "f" else targets[:, 0]

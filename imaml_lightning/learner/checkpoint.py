@@ -31,7 +31,15 @@ _NAMING_CLASSES = (CONFIG_KEY, "hyper_parameters")
 
 
 class WholeCheckpoints(CheckpointIO):
-    """Files that are whole under their final name whatever happens, and that hold finite numbers only."""
+    """Files that are whole under their final name whatever happens, and that hold finite numbers only.
+
+    Args:
+        callbacks: whether the state of callbacks is read: an evaluation has not those of training, and Lightning would ask
+            for each of them.
+    """
+
+    def __init__(self, callbacks: bool = True) -> None:
+        self.callbacks = callbacks
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write under a temporary name in the same folder, then rename.
@@ -65,7 +73,8 @@ class WholeCheckpoints(CheckpointIO):
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: Any = True) -> dict[str, Any]:
         """What ``path`` holds, whatever Lightning asks for: plain types and tensors only."""
-        return read_checkpoint(path, map_location)
+        checkpoint = read_checkpoint(path, map_location)
+        return checkpoint if self.callbacks else {key: value for key, value in checkpoint.items() if key != "callbacks"}
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove it, if it is there."""
@@ -142,6 +151,14 @@ def check_trusted(options: Any, path: str | Path, trust: Sequence[str] = ()) -> 
             raise UsageError(
                 f"checkpoint {path} names {options}, which is not imported: name its package in trust=[…] if you trust it"
             )
+
+
+def named_classes(options: Any) -> list[str]:
+    """Every ``class_path`` in nested options."""
+    if isinstance(options, dict):
+        own = [options["class_path"]] if isinstance(options.get("class_path"), str) else []
+        return own + [name for value in options.values() for name in named_classes(value)]
+    return [name for value in options for name in named_classes(value)] if isinstance(options, (list, tuple)) else []
 
 
 def find_checkpoint(ckpt_path: str, output: str, name: str) -> tuple[Path, dict[str, Any]]:

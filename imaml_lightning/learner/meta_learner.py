@@ -29,11 +29,13 @@ from imaml_lightning.errors import DivergedError, UsageError, check_positive
 from imaml_lightning.learner.advice import outcome
 from imaml_lightning.learner.calibration import seconds_a_task
 from imaml_lightning.learner.checkpoint import TRUSTED, check_trusted, read_checkpoint
+from imaml_lightning.learner.criterion import ByTargets, check_criterion
 from imaml_lightning.learner.medians import EpisodeMedian
 from imaml_lightning.learner.memory import peak_memory
 from imaml_lightning.learner.metrics import EpisodeMean
 from imaml_lightning.learner.modes import answering
 from imaml_lightning.learner.outer import monitored, try_step
+from imaml_lightning.learner.parts import PARTS_KEY, check_parts, kept_parts, warn_of_others
 from imaml_lightning.learner.reach import exchanged, reached
 from imaml_lightning.learner.targets import settled
 from imaml_lightning.models import Conv4
@@ -68,7 +70,8 @@ class MetaLearner(LightningModule):
     Args:
         network: any module from inputs ``[example, *feature]`` to outputs ``[example, output]``, without running statistics.
         adaptation: the map θ ↦ φ; Implicit is iMAML.
-        criterion: loss of outputs against targets, inner and outer; CrossEntropyLoss or MSELoss.
+        criterion: loss of outputs against targets, inner and outer; None is cross-entropy for classes and mean squared error for
+            values.
         support_criterion: another loss for the support set, such as a learned one; None is ``criterion``.
         optimizer: the outer optimizer; Adam of rate 0.001 if not given.
         scheduler: of the outer learning rate, stepped once a meta-step; ``ReduceLROnPlateau`` after each validation.
@@ -104,7 +107,7 @@ class MetaLearner(LightningModule):
         self.automatic_optimization = False
         self.network = network or Conv4()
         self.adaptation = adaptation or Implicit()
-        self.criterion = criterion or nn.CrossEntropyLoss()
+        self.criterion = criterion or ByTargets()
         self.support_criterion = support_criterion
         # No lambda, which could not be pickled.
         self.optimizer = optimizer or partial(torch.optim.Adam, lr=0.001)
@@ -152,7 +155,8 @@ class MetaLearner(LightningModule):
             **options: arguments of the learner that replace those in the checkpoint.
 
         Raises:
-            UsageError: if the file is missing, damaged, or names a class of another package.
+            UsageError: if the file is missing, damaged, names a class of another package, or needs a part that was an
+                object in Python and is not given here.
         """
         checkpoint = read_checkpoint(checkpoint_path)
         arguments = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
@@ -160,8 +164,17 @@ class MetaLearner(LightningModule):
         set_parsing_settings(import_path_allowlist=[*TRUSTED, *trust])  # Lightning builds the learner by jsonargparse
         # Lightning reads the file again; what replaces its arguments names classes by where they are today.
         options = options if "hparams_file" in options else arguments | options
-        with torch.inference_mode(False):  # or its parameters could never be differentiated
-            return super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
+        parts = checkpoint.get(PARTS_KEY, {})
+        check_parts(checkpoint_path, parts, options, cls)
+        try:
+            with torch.inference_mode(False):  # or its parameters could never be differentiated
+                learner = super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
+        except RuntimeError as error:
+            raise UsageError(
+                f"checkpoint {checkpoint_path} is of another network: give the one that was trained, load(path, network=…)"
+            ) from error
+        warn_of_others(checkpoint_path, parts, learner)
+        return learner
 
     @property
     def protocol(self) -> str:
@@ -208,6 +221,8 @@ class MetaLearner(LightningModule):
     def judge_on(self, phi: Tensor, query: Examples) -> dict[str, Tensor]:
         """As ``judge``, of ``query`` whose x are features."""
         outputs = self.cut.adapted.tasks(phi, query.x)
+        for criterion in filter(None, (self.criterion, self.support_criterion)):
+            check_criterion(criterion, outputs, query.y)
         figures = {"loss": task_losses(self.criterion, outputs, query)}
         if not query.y.is_floating_point():
             hits = (outputs.argmax(-1) == query.y).double()
@@ -316,6 +331,8 @@ class MetaLearner(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         names = ("measured_chunk", "skipped_in_a_row", "seed")
         checkpoint[COUNTERS_KEY] = {name: getattr(self, name) for name in names}
+        if parts := kept_parts(self, self.hparams):
+            checkpoint[PARTS_KEY] = parts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, value in checkpoint.get(COUNTERS_KEY, {}).items():
