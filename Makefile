@@ -8,7 +8,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Of this repository, whatever is installed: what `pip install` needs for the package, its tests and its notebooks.
 NEEDS := pyproject.toml setup.py requirements.txt
 
-.PHONY: fit test test-newest wheel test-slow test-gpu test-minimum torture bench bench-peers bench-family notebooks docs lint types clean
+.PHONY: fit test test-newest wheel test-slow test-kernels test-gpu test-minimum torture bench bench-peers bench-family \
+	notebooks docs lint types clean
 
 fit: $(VENV)/installed
 	$(RUN) -m imaml_lightning fit $(ARGS)
@@ -19,6 +20,28 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(RUN) -m pytest -m slow $(ARGS)
+
+# The numerical tests on other kernels than this machine's best, and with two threads: none may rest on the last bit. What
+# torch, oneDNN and MKL choose by themselves is capped alike; `default` has no vector kernels of torch's own.
+KERNELS ?= default $(shell grep -qsw avx2 /proc/cpuinfo && echo avx2) $(shell grep -qsw avx512f /proc/cpuinfo && echo avx512)
+THREADS ?= 1 2
+FAST = $(patsubst %,tests/test_%.py,linear conjugate_gradient singular inner curvature proximal objective optimizers folded fused \
+	parameters solution metrics randomness)
+NUMERICAL ?= $(FAST) $(patsubst %,tests/test_%.py,adaptation adaptation_cost advice answering data_augment diagnostics family \
+	meta_learner models outer precision predictor solver_combinations unrolled user_tasks)
+DNN_default = SSE41
+DNN_avx2 = AVX2
+DNN_avx512 = ALL
+MKL_default = SSE4_2
+MKL_avx2 = AVX2
+MKL_avx512 = AVX512
+
+test-kernels: $(foreach kernels,$(KERNELS),$(foreach threads,$(THREADS),test-kernels-$(kernels)-$(threads)))
+
+test-kernels-%: $(VENV)/installed
+	ATEN_CPU_CAPABILITY=$(word 1,$(subst -, ,$*)) ONEDNN_MAX_CPU_ISA=$(DNN_$(word 1,$(subst -, ,$*))) \
+	    MKL_ENABLE_INSTRUCTIONS=$(MKL_$(word 1,$(subst -, ,$*))) IMAML_TEST_THREADS=$(word 2,$(subst -, ,$*)) \
+	    OMP_NUM_THREADS=$(word 2,$(subst -, ,$*)) $(RUN) -m pytest -q -n auto --dist loadfile $(NUMERICAL) $(ARGS)
 
 test-gpu: $(VENV)/installed
 	$(RUN) -m pytest -m gpu $(ARGS)

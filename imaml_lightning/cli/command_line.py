@@ -24,7 +24,7 @@ from imaml_lightning.cli.defaults import DEFAULT_NAME, DEFAULT_OUTPUT, FIRST_LOO
 from imaml_lightning.cli.from_data import fill_in
 from imaml_lightning.cli.help import topic
 from imaml_lightning.cli.long_help import print_options
-from imaml_lightning.cli.report import described, figures_lines, print_summary, write_predictions
+from imaml_lightning.cli.report import adaptation_lines, described, figures_lines, print_summary, write_predictions
 from imaml_lightning.data import EpisodeDataModule, Split
 from imaml_lightning.errors import DataError, UsageError
 from imaml_lightning.evaluation.protocols import evaluate, one_at_a_time
@@ -301,10 +301,14 @@ class CommandLine(LightningCLI):
             print_summary(self._figures(stage, metrics[0]) | self._other_protocol(stage) | {"weights": weights})
 
     def _figures(self, stage: str, metrics: Mapping[str, Tensor | float]) -> dict[str, str]:
-        """What was reached, a line for each setting of the test."""
+        """What was reached, a line for each setting of the test, and what adaptation did."""
         episodes = getattr(self.datamodule, f"{stage}_episodes")
-        lines = figures_lines(metrics, stage, list(self.datamodule.settings) if stage == "test" else [])
-        return {name: f"{line}, {episodes} episodes" for name, line in lines.items()}
+        settings = list(self.datamodule.settings) if stage == "test" else []
+        solves = hasattr(self.model.adaptation, "inner_solver")
+        said = {name: f"{line}, {episodes} episodes" for name, line in figures_lines(metrics, stage, settings).items()}
+        for each in [f"{stage}/{setting}" for setting in settings] or [stage]:
+            said |= adaptation_lines(metrics, each, episodes, solves)
+        return said
 
     def _say(self, more: str = "") -> None:
         """In one line, what is trained or evaluated, and where."""

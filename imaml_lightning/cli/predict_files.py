@@ -19,7 +19,9 @@ from imaml_lightning.data.images import image_files, read_image
 from imaml_lightning.data.table import column, read_table
 from imaml_lightning.errors import UsageError
 from imaml_lightning.evaluation.predictor import Predictor, adapt, load
+from imaml_lightning.inner import InnerSolver
 from imaml_lightning.learner.checkpoint import find_checkpoint
+from imaml_lightning.learner.meta_learner import MetaLearner
 
 _TABLES = (".csv", ".parquet")
 
@@ -48,6 +50,7 @@ def predict_files(
     predictions: str = "predictions.csv",
     name: str | None = None,
     output: str = "runs",
+    inner_solver: InnerSolver | None = None,
     trust: str | None = None,
 ) -> Predictor:
     """Adapt a checkpoint to a support set and predict a query set; print whether adaptation helped.
@@ -63,6 +66,7 @@ def predict_files(
         predictions: the CSV file to write.
         name: of the experiment, for best and last.
         output: where its runs are.
+        inner_solver: in place of the one of the training, such as LBFGS, with its options.
         trust: packages, joined by commas, whose classes the checkpoint may name.
 
     Raises:
@@ -75,7 +79,11 @@ def predict_files(
         raise UsageError("the checkpoints read their inputs in different ways: give ones trained on the same data")
     read = _read_tables if Path(support).suffix.lower() in _TABLES else _read_folders
     x, y, asked, index, labels = read(saved[0], support, query, target)
-    predictor = adapt([load(path, packages(trust)) for path, _ in found], x, y, labels)
+    learners = [load(path, packages(trust)) for path, _ in found]
+    if inner_solver is not None:
+        for learner in learners:
+            _solve_by(inner_solver, learner)
+    predictor = adapt(learners, x, y, labels)
     _write(Path(predictions), predictor, asked, index, saved[0].get("scaler"))
     print(predictor.report())
     if protocols := _protocols(predictor, asked):
@@ -86,6 +94,15 @@ def predict_files(
         )
     print(f"predictions      {len(asked)} in {predictions}")
     return predictor
+
+
+def _solve_by(solver: InnerSolver, learner: MetaLearner) -> None:
+    adaptation: Any = learner.adaptation
+    if not hasattr(adaptation, "inner_solver"):
+        raise UsageError(
+            f"{type(adaptation).__name__} has no inner solver: leave out --inner_solver, its steps are as trained"
+        )
+    adaptation.inner_solver = solver
 
 
 def _protocols(predictor: Predictor, x: np.ndarray) -> str:

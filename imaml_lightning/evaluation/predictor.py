@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
+from imaml_lightning.learner.advice import advice, outcome
 from imaml_lightning.learner.criterion import ByTargets, check_criterion
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.learner.modes import answering
@@ -54,6 +55,9 @@ class AdaptationReport:
         learners: networks in the ensemble, over which the following are means.
         loss_before, loss_after: of the support set, at θ and at φ.
         stationarity: ‖∇G‖ / ‖∇L_S‖ at φ; well below 1 where the inner problem was solved.
+        growth: ‖∇G(φ)‖ / ‖∇G(θ)‖.
+        diverged: whether G rose, or left the finite numbers, for one of them.
+        solves: whether they mean to solve the inner problem, as MAML does not.
         left_out: of examples left out in turn, how many of those whose class had another example were classified
             rightly (0 to 1), or in regression the root mean squared error; None where there are too few examples.
         baseline: what guessing would reach in the place of ``left_out``: a class at random, or the mean of the others.
@@ -65,6 +69,9 @@ class AdaptationReport:
     loss_before: float
     loss_after: float
     stationarity: float
+    growth: float
+    diverged: bool
+    solves: bool
     left_out: float | None
     baseline: float | None
 
@@ -75,13 +82,7 @@ class AdaptationReport:
             lines.append(f"ensemble         {self.learners} checkpoints")
         helped = "adaptation helped" if self.loss_after < self.loss_before else "adaptation did not help"
         lines.append(f"support loss     {self.loss_before:.4f} before, {self.loss_after:.4f} after: {helped}")
-        solved = (
-            "solved"
-            if self.stationarity < 0.1
-            else "roughly solved"
-            if self.stationarity < 0.5
-            else "not solved: raise max_steps"
-        )
+        solved = advice(self.stationarity, self.growth, self.diverged, self.solves)
         lines.append(f"inner problem    ‖∇G‖/‖∇L‖ = {self.stationarity:.2g}, {solved}")
         if self.left_out is None or self.baseline is None:
             lines.append("left out in turn too few examples: two of a class (three in regression) are needed")
@@ -125,9 +126,13 @@ class Predictor:
             self.support = _inputs(x)
             self._take(targets, labels)
             self._fits()
-            adapted = [learner.adapted(self._examples(learner)) for learner in learners]
+            objectives = [learner.objective(self._examples(learner)) for learner in learners]
+            adapted = [learner.adaptation(each) for learner, each in zip(learners, objectives, strict=True)]
             self.phis = [one.phi for one in adapted]
             self._stationarity = float(np.mean([one.stationarity.item() for one in adapted]))
+            outcomes = [outcome(each, phi) for each, phi in zip(objectives, self.phis, strict=True)]
+            self._growth = float(np.mean([each["inner_growth"].item() for each in outcomes]))
+            self._diverged = any(each["inner_diverged"].item() for each in outcomes)
         self._left_out: list[Tensor] | None = None
 
     @contextmanager
@@ -195,6 +200,9 @@ class Predictor:
             loss_before=float(np.mean(before)),
             loss_after=float(np.mean(after)),
             stationarity=self._stationarity,
+            growth=self._growth,
+            diverged=self._diverged,
+            solves=all(hasattr(learner.adaptation, "inner_solver") for learner in self.learners),
             left_out=left_out,
             baseline=baseline,
         )

@@ -23,6 +23,8 @@ CONFIG_KEY = "imaml_lightning_config"
 ROWS_KEY = "imaml_lightning_rows"
 #: Key under which it holds the row of its own meta-step, if metrics.csv does not have it yet.
 PENDING_KEY = "imaml_lightning_pending_row"
+#: Key under which it holds θ where its ``state_dict`` is an average over meta-steps.
+CURRENT_KEY = "current_model_state"
 #: Packages whose classes a configuration may name; nothing of others is even imported, unless the person says so.
 TRUSTED = ("imaml_lightning", "torch.nn", "torch.optim", "lightning.pytorch", "lightning.fabric")
 _PACKAGE = "imaml_lightning"
@@ -48,7 +50,7 @@ class WholeCheckpoints(CheckpointIO):
             DivergedError: a weight or the optimizer's state is not finite.
             OSError: the disk is full or the folder cannot be written; what ``path`` held is as it was.
         """
-        state = ("state_dict", "current_model_state", "optimizer_states")  # the second beside an average of the first
+        state = ("state_dict", CURRENT_KEY, "optimizer_states")
         for name, tensor in _tensors({key: checkpoint.get(key) for key in state}):
             if not tensor.isfinite().all():
                 raise DivergedError(

@@ -41,8 +41,8 @@ class ByTargets(nn.Module):
 
     def output_curvature(self, z: Tensor, examples: Examples) -> tuple[Tensor, bool]:
         """As the function of this name has it for the loss that the targets ask for."""
-        values = examples.y.is_floating_point()
-        return output_curvature(nn.MSELoss() if values else nn.CrossEntropyLoss(), z, examples)
+        loss = nn.MSELoss if examples.y.is_floating_point() else nn.CrossEntropyLoss
+        return output_curvature(loss(reduction=self.reduction), z, examples)
 
 
 def check_criterion(criterion: nn.Module, outputs: Tensor, targets: Tensor) -> None:
