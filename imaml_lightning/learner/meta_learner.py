@@ -190,6 +190,11 @@ class MetaLearner(LightningModule):
         batch_norm = any(isinstance(m, _BatchNorm) and not m.track_running_stats for m in self.network.modules())
         return "transductive" if batch_norm else "inductive"
 
+    @property
+    def any_way(self) -> bool:
+        """Whether tasks may have any number of classes."""
+        return self.flat.any_way
+
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         trained = [p for p in self.parameters() if p.requires_grad]
         try:
