@@ -29,9 +29,10 @@ from imaml_lightning.checkpoint import TRUSTED, check_trusted, read_checkpoint
 from imaml_lightning.compiled import CompiledDerivatives
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import DivergedError, UsageError
+from imaml_lightning.losses import task_losses
 from imaml_lightning.metrics import EpisodeMean
 from imaml_lightning.models import Conv4
-from imaml_lightning.objective import InnerObjective, task_losses
+from imaml_lightning.objective import InnerObjective
 from imaml_lightning.parameters import FlatNetwork
 from imaml_lightning.solution import Result, indicators
 

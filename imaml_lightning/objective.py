@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from imaml_lightning.batching import per_task
 from imaml_lightning.compiled import CompiledDerivatives
 from imaml_lightning.episode import Examples
 from imaml_lightning.linearisation import ByAutograd, ByCompiled, Linearisation, WrittenOut
-from imaml_lightning.parameters import FlatNetwork, Folded, mean_over_real, per_task
+from imaml_lightning.losses import task_losses
+from imaml_lightning.parameters import FlatNetwork, Folded
 from imaml_lightning.proximal import ProximalTerm
-from imaml_lightning.rows import some
 
 
 class InnerObjective:
@@ -43,7 +44,7 @@ class InnerObjective:
     ) -> None:
         self.network, self.support, self.theta = network, support, theta
         self.proximal, self.criterion = proximal, criterion
-        self.compiled = derivatives if derivatives and derivatives.criterion is criterion else None
+        self.compiled = derivatives if derivatives and derivatives.are_of(criterion, support) else None
 
     def task(self, index: int) -> InnerObjective:
         """G of one task alone."""
@@ -147,10 +148,3 @@ class _SupportGradient(torch.autograd.Function):
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor, None]:
         at, ctx.at = ctx.at or ctx.objective.linearise(*ctx.saved_tensors), None
         return at.support_hessian(u), None
-
-
-def task_losses(criterion: nn.Module, outputs: Tensor, examples: Examples) -> Tensor:
-    """The criterion's mean over each task's real examples ``[task]``."""
-    if not (examples.y.is_floating_point() and some(~examples.real())):
-        return per_task(criterion, outputs, examples.y)
-    return per_task(partial(mean_over_real, criterion), outputs, examples.y)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from imaml_lightning.batching import per_task
 from imaml_lightning.errors import UsageError
 
 
@@ -154,22 +155,3 @@ class _FoldedOutputs(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         folded, ctx.folded = ctx.folded or ctx.fold(*ctx.saved_tensors), None
         return ctx.network.join(folded.cotangent(g)), None, None
-
-
-def per_task(function: Callable[[Tensor, Tensor], Tensor], *arguments: Tensor) -> Tensor:
-    """``function`` of each task's row of the arguments; a single task needs no vmap."""
-    if arguments[0].shape[0] == 1:
-        return function(*(a[0] for a in arguments)).unsqueeze(0)
-    return torch.func.vmap(function, randomness="different")(*arguments)
-
-
-def mean_over_real(criterion: Callable[[Tensor, Tensor], Tensor], z: Tensor, y: Tensor) -> Tensor:
-    """The criterion's mean over one task's real examples.
-
-    Cross-entropy leaves out IGNORED targets by itself. In regression, padding (NaN) is judged against its own output,
-    which costs nothing and has no derivatives, and the mean is taken over the others; for losses that are means over entries.
-    """
-    if not y.is_floating_point():
-        return criterion(z, y)
-    real = ~y.isnan()
-    return criterion(z, torch.where(real, y, z)) * (real.numel() / real.sum())

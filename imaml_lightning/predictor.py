@@ -19,8 +19,8 @@ from torch import Tensor
 
 from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
+from imaml_lightning.losses import task_losses
 from imaml_lightning.meta_learner import MetaLearner
-from imaml_lightning.objective import task_losses
 
 _BLOCK = 256  # query examples that go through the network at once
 _HELD_OUT = 100  # most examples that are left out in turn
