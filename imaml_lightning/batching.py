@@ -38,7 +38,9 @@ def per_task(function: Function, *arguments: Tensor) -> Tensor:
     if generator is not None:  # what follows draws the same with and without the attempt
         torch.set_rng_state(generator)
     alone = one_by_one(function, *arguments)  # if this fails as well, its words are the better ones
-    never_batched(function, f"torch cannot batch it: {' '.join(str(reason).split())[:150]}")
+    never_batched(function)
+    why = " ".join(str(reason).split())[:150]
+    warnings.warn(f"{_name(function)} is evaluated one task at a time: torch cannot batch it ({why})", stacklevel=2)
     return alone
 
 
@@ -47,10 +49,9 @@ def one_by_one(function: Function, *arguments: Tensor) -> Tensor:
     return torch.stack([function(*(a[task] for a in arguments)) for task in range(len(arguments[0]))])
 
 
-def never_batched(function: Function, reason: str) -> None:
-    """From now on ``per_task`` takes one task after the other; the reason is said."""
+def never_batched(function: Function) -> None:
+    """From now on ``per_task`` takes one task after the other."""
     _batched[function] = False
-    warnings.warn(f"{_name(function)} is evaluated one task at a time ({reason})", stacklevel=3)
 
 
 def _name(function: Any) -> str:

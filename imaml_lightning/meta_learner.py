@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import resource
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
@@ -112,11 +112,13 @@ class MetaLearner(LightningModule):
         """
         here = inspect.currentframe()
         assert here is not None
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`")
-            self.save_hyperparameters(logger=False, frame=here.f_back)
+        assert here.f_back is not None
+        given = _given_hyperparameters.get() or here.f_back.f_locals
+        # Lightning would make a deep copy of each module, which not every module bears.
+        modules = [name for name, value in given.items() if isinstance(value, nn.Module)]
+        self.save_hyperparameters(logger=False, frame=here.f_back, ignore=modules)
         for name, value in list(self.hparams.items()):
-            if isinstance(value, nn.Module) or callable(value):
+            if callable(value):
                 del self.hparams[name]
 
     @classmethod

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from imaml_lightning.batching import per_task
 from imaml_lightning.compiled import CompiledDerivatives
+from imaml_lightning.draws import Draws
 from imaml_lightning.episode import Examples
 from imaml_lightning.linearisation import ByAutograd, ByCompiled, Linearisation, WrittenOut
 from imaml_lightning.losses import task_losses
@@ -107,7 +108,13 @@ class InnerObjective:
 
     def linearise(self, phi: Tensor) -> Linearisation:
         """G linearised at ``phi [task, param]``: one gradient evaluation."""
-        of_regulariser = self.theta, self.proximal, lambda at: self.value_and_gradient(at)[1]
+        draws = Draws(phi.device)
+
+        def gradient_at(at: Tensor) -> Tensor:
+            with draws.again():  # of the same function, where it is a random one
+                return self.value_and_gradient(at)[1]
+
+        of_regulariser = self.theta, self.proximal, gradient_at
         with torch.enable_grad():
             if self.compiled:
                 return ByCompiled(phi, self.compiled, self.support, self._loss_at, *of_regulariser)

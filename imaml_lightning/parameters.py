@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from imaml_lightning.batching import per_task
+from imaml_lightning import differentiable
+from imaml_lightning.batching import never_batched, per_task
 from imaml_lightning.errors import UsageError
 
 
@@ -59,6 +60,10 @@ class FlatNetwork:
         }
         named = {name: parameter for name, parameter in matching.items() if parameter.requires_grad}
         _check_adapted(network, adapt, matching, named)
+        differentiable.check_options(network, set(named.values()))
+        self._contexts = differentiable.contexts(network)
+        if differentiable.alone(network):
+            never_batched(self)
         self.names = list(named)
         self.shapes = [parameter.shape for parameter in named.values()]
         self.sizes = [shape.numel() for shape in self.shapes]
@@ -98,7 +103,10 @@ class FlatNetwork:
 
     def __call__(self, vector: Tensor, x: Tensor) -> Tensor:
         """The network's outputs ``[example, output]`` at ``vector [param]`` for ``x [example, *feature]``."""
-        return functional_call(self.network, self.named(vector), (x,))
+        if not self._contexts:
+            return functional_call(self.network, self.named(vector), (x,))
+        with differentiable.within(self._contexts):
+            return functional_call(self.network, self.named(vector), (x,))
 
     def tasks(self, phi: Tensor, x: Tensor) -> Tensor:
         """The outputs ``[task, example, output]`` of every task, at ``phi [task, param]`` for ``x [task, example, *feature]``."""

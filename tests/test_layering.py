@@ -15,7 +15,7 @@ INSIDE = [path for path in FILES if path != ROOT / "__init__.py"]
 
 # Each layer with those directly below it; it may import these, what lies below them, and the leaves. A layer that is
 # not named here may import the leaves. __init__ is the table of contents and may import everything.
-LEAVES = {"checkpoint", "compat", "errors", "checks", "rows", "episode", "solution", "metrics"}
+LEAVES = {"checkpoint", "compat", "errors", "checks", "rows", "draws", "episode", "solution", "metrics"}
 BELOW: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"meta_learner", "data", "callbacks", "loggers", "predictor", "signals"},
@@ -40,7 +40,8 @@ BELOW: dict[str, set[str]] = {
     "compiled": {"losses", "parameters"},
     "losses": {"batching"},
     "proximal": {"parameters"},
-    "parameters": {"batching"},
+    "parameters": {"batching", "differentiable"},
+    "differentiable": set(),
     "batching": set(),
     "models": set(),
     "data": set(),

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from imaml_lightning import checks
 from imaml_lightning.adaptation.base import Adaptation, Adapted, LazilyCertified
+from imaml_lightning.draws import Draws
 from imaml_lightning.errors import UsageError
 from imaml_lightning.objective import InnerObjective
 from imaml_lightning.optimizers import SGD, DifferentiableOptimizer, Learned, State
@@ -176,7 +177,7 @@ def checkpointed(
 class _Segment(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, flat: Callable[..., tuple[Tensor, ...]], moving: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.flat, ctx.moving = flat, moving
+        ctx.flat, ctx.moving, ctx.draws = flat, moving, Draws(tensors[0].device)
         ctx.save_for_backward(*tensors)
         return flat(*tensors[:moving])
 
@@ -184,7 +185,7 @@ class _Segment(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         starts = [t.detach().requires_grad_() for t in ctx.saved_tensors[: ctx.moving]]
-        with torch.enable_grad():
+        with torch.enable_grad(), ctx.draws.again():
             ends = ctx.flat(*starts)
         inputs = [*starts, *ctx.saved_tensors[ctx.moving :]]
         return None, None, *torch.autograd.grad(ends, inputs, slopes, allow_unused=True)
