@@ -14,13 +14,13 @@ from torch.utils.data import TensorDataset
 
 from imaml_lightning import MetaLearner
 from imaml_lightning.adaptation import Implicit
-from imaml_lightning.curvature import GaussNewton, Hessian
 from imaml_lightning.data import SPLITS, ClassTable, ClassTensors, EpisodeDataModule, Tasks, TaskTable
 from imaml_lightning.data.table import read_table
 from imaml_lightning.episode import IGNORED, Episode, Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.inner import GradientDescent
 from imaml_lightning.models import MLP, Conv4
+from imaml_lightning.problem.curvature import GaussNewton, Hessian
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> str:

@@ -13,9 +13,9 @@ from torch.nn.utils import parametrizations, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from imaml_lightning import Episode, Examples, FlatNetwork, MetaLearner, Unrolled
-from imaml_lightning.curvature import FiniteDifference, GaussNewton, Hessian
 from imaml_lightning.errors import UsageError
 from imaml_lightning.optimizers import SGD
+from imaml_lightning.problem.curvature import FiniteDifference, GaussNewton, Hessian
 
 TASKS, EXAMPLES, LENGTH, WAY, WORDS = 3, 6, 4, 3, 7
 
@@ -160,8 +160,8 @@ def test_outputs_gradient_and_curvature_are_those_of_plain_torch(name: str, trai
     with torch.no_grad():
         outputs = flat.tasks(phi, support.x)
         linearised = objective.linearise(phi)
-        u[linearised.support_gradient == 0] = 0  # rows of padding are no variables
-        product = linearised.support_hessian(u)
+        u[linearised.loss.gradient == 0] = 0  # rows of padding are no variables
+        product = linearised.loss.hvp(u)
     h = 1e-5
     for task, (x, y) in enumerate(zip(*support, strict=True)):
 
@@ -169,7 +169,7 @@ def test_outputs_gradient_and_curvature_are_those_of_plain_torch(name: str, trai
             return plain_gradient(at(name, network, flat, row), flat.names, x, y)
 
         torch.testing.assert_close(outputs[task], at(name, network, flat, phi[task])(x).detach())
-        torch.testing.assert_close(linearised.support_gradient[task].detach(), slope(phi[task]))
+        torch.testing.assert_close(linearised.loss.gradient[task].detach(), slope(phi[task]))
         change = slope(phi[task] + h * u[task]) - slope(phi[task] - h * u[task])
         torch.testing.assert_close(product[task], change / (2 * h), rtol=1e-6, atol=1e-8)
 
@@ -298,5 +298,5 @@ def test_gauss_newton_of_attention() -> None:
         p = outputs(phi[0]).softmax(-1)
         hju = (p * ju - p * (p * ju).sum(-1, keepdim=True)) / len(y)
     expected = (hju * ju).sum()
-    actual = (u * (GaussNewton().product(linearised, u) - linearised.proximal_hessian(u))).sum()
+    actual = (u * (GaussNewton().product(linearised, u) - linearised.proximal_hvp(u))).sum()
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)

@@ -10,14 +10,15 @@ from tiny_learners import gradients, implicit, learner
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imaml_lightning import Episode, Examples, MetaLearner, Unrolled, losses
-from imaml_lightning.compiled import CompiledDerivatives
+from imaml_lightning import Episode, Examples, FlatNetwork, InnerObjective, MetaLearner, ProximalTerm, Unrolled
 from imaml_lightning.episode import IGNORED
 from imaml_lightning.errors import UsageError
-from imaml_lightning.losses import task_losses
 from imaml_lightning.models import LearnedLoss
 from imaml_lightning.optimizers import SGD
-from imaml_lightning.rows import unseen
+from imaml_lightning.problem import losses
+from imaml_lightning.problem.compiled import CompiledDerivatives
+from imaml_lightning.problem.losses import task_losses
+from imaml_lightning.problem.rows import unseen
 
 SIZES = (6, 3, 5)
 
@@ -196,3 +197,28 @@ def test_all_at_once_where_it_is_known_how(monkeypatch: pytest.MonkeyPatch) -> N
         examples = padded(classes)
         task_losses(loss, torch.zeros(*examples.x.shape[:2], 2).double(), examples)
     assert len(calls) == 3
+
+
+def of_a_linear_head(loss: nn.Module, examples: Examples) -> InnerObjective:
+    torch.manual_seed(0)
+    flat = FlatNetwork(nn.Linear(3, 2).double())
+    return InnerObjective(flat, examples, flat.vector().detach(), ProximalTerm().double(), loss)
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["rows", "single_values"])
+def test_the_exact_inverse_of_a_linear_head_knows_padding(missing: bool) -> None:
+    examples = padded(False)
+    if missing:
+        examples.y[0, 1, 1] = torch.nan
+    objective = of_a_linear_head(nn.MSELoss(), examples)
+    at = objective.linearise(objective.start())
+    v = torch.randn(at.phi.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    u = at.inverse()(v)
+    torch.testing.assert_close(at.loss.hvp(u) + at.proximal_hvp(u), v)
+
+
+@pytest.mark.parametrize("loss", [CLASSES["ignores_a_class"], CLASSES["hooked"], FocalLoss()], ids=str)
+def test_there_is_no_exact_inverse_for_a_loss_that_is_not_known(loss: nn.Module) -> None:
+    objective = of_a_linear_head(loss, padded(True))
+    with pytest.raises(UsageError, match="the exact inverse"):
+        objective.linearise(objective.start()).inverse()

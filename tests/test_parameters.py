@@ -13,7 +13,7 @@ from torch import nn
 
 from imaml_lightning import Episode, Examples, MetaLearner
 from imaml_lightning.errors import UsageError
-from imaml_lightning.parameters import FlatNetwork
+from imaml_lightning.problem.network import FlatNetwork
 
 PATTERNS = [
     (["*"], ["conv.weight", "conv.bias", "head.weight", "head.bias"]),

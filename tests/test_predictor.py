@@ -11,7 +11,7 @@ from imaml_lightning import Episode, Examples, MetaLearner, UsageError, adapt
 from imaml_lightning.adaptation import Implicit
 from imaml_lightning.inner import GradientDescent
 from imaml_lightning.models import MLP, Conv4
-from imaml_lightning.proximal import ProximalTerm
+from imaml_lightning.problem.proximal import ProximalTerm
 
 INNER = Implicit(GradientDescent(0.3, 20), proximal=ProximalTerm(0.5))
 

@@ -132,7 +132,7 @@ def test_data_check(photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys) 
         ["test", "2", "-", "8"],
     ]
     assert "no example is in two splits; such episodes can be had" in out
-    assert "--data.way 5 asks for more" in refused(*command, "--data.way", "5", capsys=capsys)
+    assert "--data.way 5 (or eval_way) asks for more" in refused(*command, "--data.way", "5", capsys=capsys)
     config = photographs / "config.yaml"
     config.write_text(
         "model: {anything: 1}\ndata: {source: {class_path: ImageFolder, init_args: {root: classes, size: 16}}, way: 2, query: 2}"

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from jsonargparse import ArgumentParser
 
-from imaml_lightning.checkpoint import find_checkpoint
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.data.features import Features
 from imaml_lightning.data.images import image_files, read_image
 from imaml_lightning.data.table import column, read_table
 from imaml_lightning.errors import UsageError
-from imaml_lightning.predictor import Predictor, adapt, load
+from imaml_lightning.evaluation.predictor import Predictor, adapt, load
+from imaml_lightning.learner.checkpoint import find_checkpoint
 
 _TABLES = (".csv", ".parquet")
 
