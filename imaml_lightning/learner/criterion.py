@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
 
 from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
+from imaml_lightning.problem.losses import Criterion, without_padding
 from imaml_lightning.problem.output_curvature import output_curvature
 
 #: Losses of outputs against class numbers.
@@ -36,13 +36,20 @@ class ByTargets(nn.Module):
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean over the examples of one task: outputs ``[example, output]``, targets ``[example]`` whole numbers or
         ``[example, output]`` floats."""
-        loss = mse_loss if targets.is_floating_point() else cross_entropy
-        return loss(outputs, targets, reduction=self.reduction)
+        return self._loss(not targets.is_floating_point())(outputs, targets)
 
     def output_curvature(self, z: Tensor, examples: Examples) -> tuple[Tensor, bool]:
         """As the function of this name has it for the loss that the targets ask for."""
-        loss = nn.MSELoss if examples.y.is_floating_point() else nn.CrossEntropyLoss
-        return output_curvature(loss(reduction=self.reduction), z, examples)
+        return output_curvature(self._loss(not examples.y.is_floating_point()), z, examples)
+
+    def without_padding(self, classes: bool) -> Criterion | None:
+        """As the function of this name has it for the loss that the targets ask for."""
+        loss = self._loss(classes)
+        found = without_padding(loss, classes)
+        return self if found is loss else found
+
+    def _loss(self, classes: bool) -> nn.Module:
+        return (nn.CrossEntropyLoss if classes else nn.MSELoss)(reduction=self.reduction)
 
 
 def check_criterion(criterion: nn.Module, outputs: Tensor, targets: Tensor) -> None:

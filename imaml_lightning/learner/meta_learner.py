@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
@@ -37,13 +37,14 @@ from imaml_lightning.learner.metrics import EpisodeMean
 from imaml_lightning.learner.modes import answering
 from imaml_lightning.learner.outer import monitored, try_step
 from imaml_lightning.learner.parts import PARTS_KEY, check_parts, kept_parts, warn_of_others
+from imaml_lightning.learner.preflight import preflight
 from imaml_lightning.learner.reach import exchanged, reached
 from imaml_lightning.learner.targets import settled
 from imaml_lightning.models import Conv4
 from imaml_lightning.problem.compiled import CompiledDerivatives
 from imaml_lightning.problem.cut import Cut
-from imaml_lightning.problem.derivatives import task_losses
 from imaml_lightning.problem.feature_memory import FeatureMemory
+from imaml_lightning.problem.losses import task_losses
 from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.problem.objective import InnerObjective
 from imaml_lightning.problem.randomness import seeded
@@ -129,6 +130,7 @@ class MetaLearner(LightningModule):
         self.adaptation.fit_to(self.flat)
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64))
         self.skipped_in_a_row = 0
+        self.checked = False  # whether the network has shown, on two tasks, what it can do
         self.unreached: set[str] = set()  # parameters, as far as it was said
         self.scores: dict[str, EpisodeMean] = {}  # of the episodes of this validation or test
         self.medians: dict[str, EpisodeMedian] = {}
@@ -141,11 +143,13 @@ class MetaLearner(LightningModule):
         """
         here = inspect.currentframe()
         assert here is not None
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`")
-            self.save_hyperparameters(logger=False, frame=here.f_back)
+        assert here.f_back is not None
+        given = _given_hyperparameters.get() or here.f_back.f_locals
+        # Lightning would make a deep copy of each module, which not every module bears.
+        modules = [name for name, value in given.items() if isinstance(value, nn.Module)]
+        self.save_hyperparameters(logger=False, frame=here.f_back, ignore=modules)
         for name, value in list(self.hparams.items()):
-            if isinstance(value, nn.Module) or callable(value):
+            if callable(value):
                 del self.hparams[name]
 
     @classmethod
@@ -247,6 +251,9 @@ class MetaLearner(LightningModule):
         episode = settled(episode)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0: never, as in a barebones Trainer
         log_now = every > 0 and (self.global_step + 1) % every == 0
+        if not self.checked:
+            preflight(self, episode)
+            self.checked = True
         # Since the first, with those that were skipped.
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
         meta_step: int = progress.processed
