@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
 
 from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
@@ -36,7 +37,8 @@ class ByTargets(nn.Module):
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean over the examples of one task: outputs ``[example, output]``, targets ``[example]`` whole numbers or
         ``[example, output]`` floats."""
-        return self._loss(not targets.is_floating_point())(outputs, targets)
+        loss = mse_loss if targets.is_floating_point() else cross_entropy
+        return loss(outputs, targets, reduction=self.reduction)
 
     def output_curvature(self, z: Tensor, examples: Examples) -> tuple[Tensor, bool]:
         """As the function of this name has it for the loss that the targets ask for."""
