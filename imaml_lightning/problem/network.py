@@ -142,7 +142,7 @@ class FlatNetwork:
             owned = zip(self.shapes, self.repeated, strict=True)
             shapes = [torch.Size((way, *shape[1:])) if repeated else shape for shape, repeated in owned]
             sizes = [shape.numel() for shape in shapes]
-        return [part.unflatten(1, shape) for part, shape in zip(rows.split(sizes, dim=1), shapes, strict=True)]
+        return [part.view(len(rows), *shape) for part, shape in zip(rows.split(sizes, dim=1), shapes, strict=True)]
 
     def join(self, parameters: Sequence[Tensor]) -> Tensor:
         """The inverse of ``split``."""
