@@ -30,7 +30,8 @@ from imaml_lightning.errors import DataError, UsageError
 from imaml_lightning.evaluation.protocols import evaluate, one_at_a_time
 from imaml_lightning.learner.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint
 from imaml_lightning.learner.criterion import check_criterion
-from imaml_lightning.learner.meta_learner import MetaLearner, validation_figures
+from imaml_lightning.learner.meta_learner import MetaLearner
+from imaml_lightning.learner.scoreboard import validation_figures
 from imaml_lightning.run.callbacks import PlainProgress, ProgressBar
 from imaml_lightning.run.folder import RunFolder
 from imaml_lightning.run.signals import Signals
