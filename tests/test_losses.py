@@ -13,6 +13,7 @@ from torch.nn import functional
 from imaml_lightning import Episode, Examples, FlatNetwork, InnerObjective, MetaLearner, ProximalTerm, Unrolled
 from imaml_lightning.episode import IGNORED
 from imaml_lightning.errors import UsageError
+from imaml_lightning.learner.criterion import ByTargets
 from imaml_lightning.models import LearnedLoss
 from imaml_lightning.optimizers import SGD
 from imaml_lightning.problem import losses
@@ -72,6 +73,7 @@ VALUES: dict[str, nn.Module] = {
     "learned": learned(nn.MSELoss()),
     "learned_of_pairs": learned(OfPairs()),
     "hooked": hooked(nn.MSELoss()),
+    "by_targets": ByTargets(),
 }
 CLASSES: dict[str, nn.Module] = {
     "cross_entropy": nn.CrossEntropyLoss(),
@@ -84,6 +86,7 @@ CLASSES: dict[str, nn.Module] = {
     "focal": FocalLoss(),
     "learned": learned(nn.CrossEntropyLoss()),
     "hooked": hooked(nn.CrossEntropyLoss()),
+    "by_targets": ByTargets(),
 }
 CASES = [pytest.param(loss, False, id=name) for name, loss in VALUES.items()] + [
     pytest.param(loss, True, id=f"classes_{name}") for name, loss in CLASSES.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,11 +55,14 @@ def without_padding(criterion: nn.Module, classes: bool) -> Criterion | None:
     """The criterion of one task that leaves padding out without looking where it is; None if that is not known.
 
     Args:
-        criterion: of outputs and targets.
+        criterion: of outputs and targets; it may have a method ``without_padding(classes)`` that answers for it.
         classes: whether the targets are class numbers.
     """
     if "forward" in vars(criterion) or criterion._forward_hooks or criterion._forward_pre_hooks:
         return None
+    own: Any = getattr(criterion, "without_padding", None)
+    if callable(own):
+        return own(classes)
     if classes:
         by_itself = type(criterion) in (nn.CrossEntropyLoss, nn.NLLLoss) and criterion.ignore_index == IGNORED
         return criterion if by_itself else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from imaml_lightning.episode import Examples
@@ -32,7 +34,8 @@ def output_curvature(criterion: nn.Module, z: Tensor, examples: Examples) -> tup
         count = real.sum((1, 2), keepdim=True) if criterion.reduction == "mean" else 1
         differ = some(real != real[..., :1])
         return 2 * (real if differ else real[..., :1]).to(z.dtype) / count, False
-    if callable(own := getattr(criterion, "output_curvature", None)):
+    own: Any = getattr(criterion, "output_curvature", None)
+    if callable(own):
         return own(z, examples)
     raise UsageError(
         f"the exact inverse of a linear head's curvature is known for cross-entropy without class weights and for squared "
