@@ -127,11 +127,21 @@ class EpisodeDataModule(LightningDataModule):
                 f"{type(network).__name__} has {outputs} outputs, but a task has {self.way} classes: set its way or outputs "
                 f"in --model.network.init_args to {self.way}, or --data.way to {outputs}."
             )
+        self.check_padding(learner)
+
+    def check_padding(self, learner: LightningModule) -> None:
+        """Refuse a network that would take padding for examples.
+
+        Raises:
+            UsageError: it normalises by the statistics of its batch, and tasks are of unequal size.
+        """
+        self.source.setup()
         padded = self.source.padded(self.shot, max(self.query, self.eval_query))
         if padded and getattr(learner, "protocol", "") == "transductive":
             raise UsageError(
-                f"{type(network).__name__} normalises by the statistics of the batch, and would count the padding of the "
-                f"unequal tasks of {source}: use another normalisation, such as --model.network.init_args.norm group."
+                f"{type(learner.get_submodule('network')).__name__} normalises by the statistics of the batch, and would "
+                f"count the padding of the unequal tasks of {type(self.source).__name__}: use another normalisation, such "
+                "as --model.network.init_args.norm group."
             )
 
     def state_dict(self) -> dict[str, Any]:
