@@ -38,3 +38,7 @@ class Stopped(SystemExit):
 
     def __str__(self) -> str:
         return self.message
+
+
+class DataWarning(UserWarning):
+    """Data that may not be what they are taken for: one sentence that names the thing and the remedy."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ from PIL import Image
 
 from imaml_lightning.data import SPLITS, ClassBank, EpisodeDataModule, ImageFolder
 from imaml_lightning.data.images import read_image
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import DataWarning, UsageError
 
 
 def paint(file: Path, colour: tuple[int, int, int], size: tuple[int, int] = (12, 12)) -> None:
@@ -124,6 +127,238 @@ def test_pictures_as_a_camera_or_a_scanner_leaves_them(tmp_path: Path) -> None:
     assert read_image(tmp_path / "clear.png", (3, 8, 8)).min() == 255
 
 
+RAMP = (np.arange(8) * 65535 // 7).astype(np.uint16)[None].repeat(8, 0)
+EIGHT = [0, 36, 73, 109, 146, 182, 219, 255]  # of which it is 257 times
+
+
+def saved(array: np.ndarray, name: str, **options) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, name, **options)
+    return stream.getvalue()
+
+
+def rgb16(array: np.ndarray) -> bytes:
+    """A PNG of 16 bits a colour, which Pillow reads and does not write: red is the array, green and blue are black."""
+    height, width = array.shape
+    rows = np.zeros((height, width, 3), ">u2")
+    rows[..., 0] = array
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
+    lines = b"".join(b"\0" + row.tobytes() for row in rows)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+DEEP = {
+    "I;16 png": saved(RAMP, "PNG"),
+    "I;16 tiff": saved(RAMP, "TIFF"),
+    "I;16 jpeg 2000": saved(RAMP, "JPEG2000"),
+    "I;16B tiff": saved(RAMP.astype(">u2"), "TIFF"),
+    "I tiff": saved(RAMP.astype(np.int32), "TIFF"),
+    "I pgm": saved(RAMP, "PPM"),
+    "F tiff": saved((RAMP / 65535).astype(np.float32), "TIFF"),
+    "I;16 white is zero": saved(65535 - RAMP, "TIFF", tiffinfo={262: 0}),
+    "F white is zero": saved((1 - RAMP / 65535).astype(np.float32), "TIFF", tiffinfo={262: 0}),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_deep_ramp_is_divided_by_257(kind: str, channels: int) -> None:
+    read = read_image(io.BytesIO(DEEP[kind]), (channels, 8, 8))
+    assert read[:, 0].tolist() == [EIGHT] * channels
+    assert (read == read[:1, :1]).all()
+
+
+def test_a_deep_colour_ramp_keeps_its_upper_bits() -> None:
+    read = read_image(io.BytesIO(rgb16(RAMP)), (3, 8, 8))
+    assert read[0, 0].tolist() == EIGHT
+    assert not read[1:].any()
+    with pytest.raises(UsageError, match="the upper 8 alone are read"):
+        read_image(io.BytesIO(rgb16(RAMP)), (3, 8, 8), white=4095)
+
+
+def test_white_is_what_the_user_says() -> None:
+    twelve = np.arange(8)[None].repeat(8, 0) * 585  # 4095 is 7 times 585
+    for kind in (np.uint16, np.int32, np.float32):
+        stream = io.BytesIO(saved(twelve.astype(kind), "TIFF"))
+        assert read_image(stream, (1, 8, 8), white=4095)[0, 0].tolist() == EIGHT
+    eight = np.array(EIGHT)[None].repeat(8, 0)
+    for kind, white in ((np.int32, 255), (np.uint8, 9)):  # 8 bits say themselves what is white
+        stream = io.BytesIO(saved(eight.astype(kind), "TIFF"))
+        assert read_image(stream, (1, 8, 8), white=white)[0, 0].tolist() == EIGHT
+
+
+@pytest.mark.parametrize(
+    ("array", "white", "sentence"),
+    [
+        (RAMP.astype(np.float32), None, "go from 0 to 65535 and not from 0 to 1;"),
+        (RAMP.astype(np.float32) / 65535 - 0.5, None, "from -0.5 to 0.5"),
+        (np.full((8, 8), np.nan, np.float32), None, "from nan"),
+        (RAMP.astype(np.int32) * 2, None, "from 0 to 131070 and not from 0 to 65535"),
+        (RAMP.astype(np.int32) - 9, None, "from -9"),
+        (RAMP.astype(np.int32) // 257, None, "may be of 8 or of 16 bits"),
+        (RAMP, 4095.0, "from 0 to 65535 and not from 0 to 4095"),
+    ],
+)
+def test_what_is_beyond_white_is_refused(array: np.ndarray, white: float | None, sentence: str) -> None:
+    with pytest.raises(UsageError, match=f"{sentence}.*data.source.white"):
+        read_image(io.BytesIO(saved(array, "TIFF")), (1, 8, 8), white=white)
+
+
+def test_a_folder_of_deep_pictures_gives_different_pictures(tmp_path: Path) -> None:
+    for number in range(24):
+        file = tmp_path / "root" / f"class{number // 4}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(saved(np.full((8, 8), 300 + 2570 * number, np.uint16), "PNG"))
+    bank = folder(tmp_path / "root", channels=1).bank
+    means = sorted(bank.examples.mean((1, 2, 3)).tolist())
+    assert means == [round((300 + 2570 * number) / 257) for number in range(24)]
+
+
+MODES = {
+    "1": (Image.new("1", (8, 8), 1), (255, 255, 255)),
+    "L": (Image.new("L", (8, 8), 77), (77, 77, 77)),
+    "LA": (Image.new("LA", (8, 8), (100, 255)), (100, 100, 100)),
+    "LA half": (Image.new("LA", (8, 8), (0, 127)), (128, 128, 128)),
+    "P": (Image.new("RGB", (8, 8), (10, 200, 30)).quantize(4), (10, 200, 30)),
+    "RGBA": (Image.new("RGBA", (8, 8), (10, 200, 30, 255)), (10, 200, 30)),
+    "RGBA clear": (Image.new("RGBA", (8, 8), (10, 200, 30, 0)), (255, 255, 255)),
+    "CMYK": (Image.new("CMYK", (8, 8), (255, 0, 0, 0)), (0, 255, 255)),
+    "YCbCr": (Image.new("RGB", (8, 8), (10, 200, 30)).convert("YCbCr"), (10, 200, 30)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_is_read_as_it_looks(mode: str) -> None:
+    image, colour = MODES[mode]
+    stream = io.BytesIO()
+    image.save(stream, "TIFF" if mode in ("CMYK", "YCbCr") else "PNG")
+    assert read_image(stream, (3, 8, 8))[:, 4, 4].tolist() == pytest.approx(colour, abs=2)
+    stream.seek(0)
+    grey = np.dot(colour, (0.299, 0.587, 0.114))
+    assert read_image(stream, (1, 8, 8))[0, 4, 4] == pytest.approx(grey, abs=2)
+
+
+def test_what_is_transparent_by_its_number_is_paper() -> None:
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 250, 0, 0])
+    image.paste(0, (0, 0, 8, 4))
+    for name, transparency in (("PNG", 0), ("GIF", 0), ("PNG", b"\x00\xff")):
+        stream = io.BytesIO()
+        image.save(stream, name, transparency=transparency)
+        assert read_image(stream, (3, 8, 8))[:, [0, 7], 0].T.tolist() == [[255, 255, 255], [250, 0, 0]]
+    deep = saved(np.full((8, 8), 514, np.uint16), "PNG", transparency=514)
+    assert read_image(io.BytesIO(deep), (1, 8, 8)).min() == 255
+
+
+def test_a_deep_picture_is_turned_as_its_camera_says() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top comes to the right
+    top = np.zeros((8, 8), np.uint16)
+    top[:4] = 65535
+    for array in (top, (top / 65535).astype(np.float32)):
+        name = "PNG" if array.dtype == np.uint16 else "TIFF"
+        turned = read_image(io.BytesIO(saved(array, name, exif=exif)), (1, 8, 8))[0]
+        assert turned[0].tolist() == [0] * 4 + [255] * 4
+
+
+def test_groups_that_are_taken_for_classes_are_warned_of(tmp_path: Path) -> None:
+    for site in range(5):
+        write_classes(tmp_path / "root" / f"site{site}", count=2, first=10 * site)
+    with pytest.warns(DataWarning, match=r"site0, site1, .* one folder deeper.*grouped true"):
+        folder(tmp_path / "root").prepare()
+    folder(tmp_path / "root", grouped=True).prepare()
+    (tmp_path / "other").mkdir()
+    for name in ("training", "validation", "testing"):
+        write_classes(tmp_path / "other" / name, count=2)
+    with pytest.warns(DataWarning, match="name them train, val and test"):
+        folder(tmp_path / "other").prepare()
+    for site in range(5):
+        write_classes(tmp_path / "deeper" / f"site{site}" / "class" / "day", count=2)
+    with pytest.warns(DataWarning, match="move the pictures up"):
+        folder(tmp_path / "deeper", grouped=True).prepare()
+
+
+def test_small_classes_are_left_out_with_a_count(tmp_path: Path) -> None:
+    write_classes(tmp_path / "root", count=12)
+    write_classes(tmp_path / "root", count=2, pictures=1, first=12)
+    source = folder(tmp_path / "root", min_examples=4)
+    with pytest.warns(DataWarning, match=r"2 classes of .* fewer than 4 pictures are left out: class12 and class13"):
+        bank = source.bank
+    assert len(bank.names) == 12
+    assert min(bank.counts) == 4
+    with pytest.raises(UsageError, match=r"or leave such classes out by --data\.source\.min_examples 4"):
+        folder(tmp_path / "root", min_examples=1, fractions=(0.98, 0.01, 0.01)).check("train", 2, 1, 3)
+
+
+def messy(root: Path) -> None:
+    """A folder as people have them: names of all scripts, hidden and foreign files, damaged and animated pictures."""
+    write_classes(root, count=5)
+    for name in ("Ärger und Weiß", "森林", "naïve 🌲"):
+        for i in range(4):
+            paint(root / name / f"ö {i} 木.png", (i, i, 200))
+    (root / "class00" / ".hidden.png").write_bytes(b"x")
+    (root / "class00" / ".thumbnails").mkdir()
+    (root / "class00" / ".thumbnails" / "0.png").write_bytes(b"x")
+    (root / ".cache").mkdir()
+    paint(root / ".cache" / "0.png", (0, 0, 0))
+    (root / "class00" / "Thumbs.db").write_bytes(b"x")
+    (root / "class01" / "empty.png").touch()
+    (root / "class01" / "cut.jpg").write_bytes(saved(np.zeros((64, 64, 3), np.uint8), "JPEG")[:300])
+    (root / "class01" / "words.png").write_text("no picture")
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(root / "class02" / "film.gif", save_all=True, append_images=frames[1:])
+
+
+def test_a_messy_folder_is_refused_or_read_and_nothing_is_silent(tmp_path: Path) -> None:
+    messy(tmp_path / "root")
+    with pytest.raises(UsageError, match=r"class01/cut\.jpg cannot be read"):
+        folder(tmp_path / "root").prepare()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        bank = folder(tmp_path / "root", leave_out=True).bank
+    said = "\n".join(str(one.message) for one in caught)
+    assert "3 files are left out" in said
+    for name in ("empty.png", "cut.jpg", "words.png"):
+        assert name in said
+    assert "1 pictures have several frames, of which the first is read" in said
+    assert "film.gif" in said
+    counts = dict(zip(bank.names, bank.counts.tolist(), strict=True))
+    unicode = {"Ärger und Weiß": 4, "森林": 4, "naïve 🌲": 4}
+    assert counts == {f"class{n:02d}": 4 + (n == 2) for n in range(5)} | unicode
+
+
+def test_what_is_passed_over_is_said(tmp_path: Path) -> None:
+    write_classes(tmp_path / "root", count=5)
+    (tmp_path / "root" / "empty").mkdir()
+    with pytest.warns(DataWarning, match="1 folders in .* hold no picture and are no class: empty"):
+        folder(tmp_path / "root").prepare()
+    (tmp_path / "root" / "empty").rmdir()
+    (tmp_path / "root" / "class01" / "IMG.HEIC").write_bytes(b"x")
+    with pytest.warns(DataWarning, match=r"1 files in .* other kinds than pictures, and are not used: \.heic"):
+        folder(tmp_path / "root").prepare()
+    (tmp_path / "root" / "class01" / "IMG.HEIC").unlink()
+    paint(tmp_path / "root" / "loose.png", (0, 0, 0))
+    with pytest.warns(DataWarning, match="1 pictures lie in .* in no class, and are not used: loose"):
+        folder(tmp_path / "root").prepare()
+    for split in SPLITS:
+        write_classes(tmp_path / "given" / split, count=1)
+    write_classes(tmp_path / "given", count=1, first=7)
+    with pytest.warns(DataWarning, match="its other folders are not used: class07"):
+        folder(tmp_path / "given").prepare()
+
+
+def test_no_class_left_is_said(tmp_path: Path) -> None:
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    (tmp_path / "root" / "a" / "0.png").touch()
+    with pytest.warns(DataWarning), pytest.raises(UsageError, match="No class of .* is left"):
+        folder(tmp_path / "root", leave_out=True).prepare()
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -153,6 +388,8 @@ def test_options_without_sense(tmp_path: Path) -> None:
         ({"within_groups": True}, "grouped true"),
         ({"fractions": (0.5, 0.5, 0.5)}, "sum 1"),
         ({"split_seed": -1}, "split_seed"),
+        ({"white": 0.0}, "white must be a positive number"),
+        ({"min_examples": 0}, "min_examples must be at least 1"),
     ):
         with pytest.raises(UsageError, match=sentence):
             folder(tmp_path, **options)

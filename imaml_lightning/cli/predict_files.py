@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 from imaml_lightning.checkpoint import find_checkpoint
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.data.features import Features
-from imaml_lightning.data.images import image_files, read_image
+from imaml_lightning.data.images import PictureReader, class_folders, image_files
 from imaml_lightning.data.table import column, read_table
 from imaml_lightning.errors import UsageError
 from imaml_lightning.predictor import Predictor, adapt, load
@@ -97,19 +97,19 @@ def _read_folders(reading: Mapping[str, Any], support: str, query: str, target: 
     for folder in (support, query):
         if not Path(folder).is_dir():
             raise UsageError(f"{folder} is not a folder: give the folder of your pictures (or a .csv table)")
-    classes = sorted(p for p in Path(support).iterdir() if p.is_dir() and not p.name.startswith("."))
-    files = [(file, at.name) for at in classes for file in image_files(at)]
+    advice = "give a folder with one folder for each class."
+    files = [(file, at.name) for at in class_folders(Path(support), advice) for file in image_files(at)]
     asked = image_files(Path(query))
     if not files:
         raise UsageError(f"no pictures in {support}: put them into a folder for each class, {support}/class/*.png")
     if not asked:
         raise UsageError(f"no pictures in {query}: put there what is to be predicted")
 
-    def pictures(paths: Sequence[Path]) -> np.ndarray:
-        return np.stack([read_image(path, reading["shape"], reading["ink"]) for path in paths])
-
+    reader = PictureReader(reading["shape"], reading["ink"], reading.get("white"))
+    x, of_query = reader.read([file for file, _ in files]), reader.read(asked)
+    reader.report()
     names = {"file": [str(file.relative_to(query)) for file in asked]}
-    return pictures([file for file, _ in files]), np.array([name for _, name in files]), pictures(asked), names, None
+    return x, np.array([name for _, name in files]), of_query, names, None
 
 
 def _read_tables(reading: Mapping[str, Any], support: str, query: str, target: str | None) -> Read:

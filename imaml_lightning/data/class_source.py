@@ -83,7 +83,8 @@ class ClassSource(EpisodeSource):
             name = self.bank.names[members[int(counts.argmin())]]
             raise UsageError(
                 f"--data.shot {shot} plus {query} query examples ({split}) is more than the {counts.min()} that "
-                f"class {name} of {source} has; lower --data.shot, --data.query or --data.eval_query, or give it more."
+                f"class {name} of {source} has; lower --data.shot, --data.query or --data.eval_query, give it more, or leave "
+                f"such classes out by --data.source.min_examples {shot + query}."
             )
 
     def sample(self, split: Split, rngs: Sequence[np.random.Generator], way: int, shot: int, query: int) -> Episode:
