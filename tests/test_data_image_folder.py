@@ -355,7 +355,7 @@ def test_what_is_passed_over_is_said(tmp_path: Path) -> None:
 def test_no_class_left_is_said(tmp_path: Path) -> None:
     (tmp_path / "root" / "a").mkdir(parents=True)
     (tmp_path / "root" / "a" / "0.png").touch()
-    with pytest.warns(DataWarning), pytest.raises(UsageError, match="No class of .* is left"):
+    with pytest.warns(DataWarning), pytest.raises(UsageError, match=r"No class of .* is left"):
         folder(tmp_path / "root", leave_out=True).prepare()
 
 

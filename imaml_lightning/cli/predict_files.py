@@ -15,11 +15,9 @@ from imaml_lightning.checkpoint import find_checkpoint
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.data.features import Features
 from imaml_lightning.data.images import PictureReader, class_folders, image_files
-from imaml_lightning.data.table import column, read_table
-from imaml_lightning.errors import UsageError
+from imaml_lightning.data.table import NO_LABEL, SUFFIXES, read_table
+from imaml_lightning.errors import DataError, UsageError
 from imaml_lightning.predictor import Predictor, adapt, load
-
-_TABLES = (".csv", ".parquet")
 
 
 def main(args: Sequence[str]) -> None:
@@ -65,7 +63,7 @@ def predict_files(
     saved = [_reading(path, checkpoint) for path, checkpoint in found]
     if any(one != saved[0] for one in saved):
         raise UsageError("the checkpoints read their inputs in different ways: give ones trained on the same data")
-    read = _read_tables if Path(support).suffix.lower() in _TABLES else _read_folders
+    read = _read_tables if Path(support).suffix.lower() in SUFFIXES else _read_folders
     x, y, asked, index, labels = read(saved[0], support, query, target)
     predictor = adapt([load(path) for path, _ in found], x, y, labels)
     _write(Path(predictions), predictor, asked, index, saved[0].get("scaler"))
@@ -121,12 +119,16 @@ def _read_tables(reading: Mapping[str, Any], support: str, query: str, target: s
     target = target or reading.get("target")
     if target is None:
         raise UsageError(f"which column of {support} holds the labels: name it by --target")
-    y: np.ndarray = np.array(column(known, target, support))
+    y: np.ndarray = np.array(known.column(target))
     if "scaler" in reading:
-        y = Features(**{**reading["scaler"], "names": [target]}).of(known, support)[:, 0]
+        y = Features(**{**reading["scaler"], "names": [target]}).of(known)[:, 0]
+    elif empty := [place for place, label in enumerate(known[target]) if label.lower() in NO_LABEL]:
+        raise DataError(
+            f"{support}: column {target} is empty in {known.places(empty)}: fill the cells, or take the rows out."
+        )
     index = {"row": [str(i + 1) for i in range(len(next(iter(asked.values()))))]}
     index |= {name: cells for name, cells in asked.items() if name not in (*features.names, target)}
-    return features.of(known, support), y, features.of(asked, query), index, reading.get("labels")
+    return features.of(known), y, features.of(asked), index, reading.get("labels")
 
 
 def _write(

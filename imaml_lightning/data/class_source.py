@@ -81,10 +81,12 @@ class ClassSource(EpisodeSource):
         counts = self.bank.counts[members.start : members.stop]
         if shot + query > counts.min():
             name = self.bank.names[members[int(counts.argmin())]]
+            # Of the options of a source that has it.
+            others = f", or leave such classes out by --data.source.min_examples {shot + query}"
             raise UsageError(
                 f"--data.shot {shot} plus {query} query examples ({split}) is more than the {counts.min()} that "
-                f"class {name} of {source} has; lower --data.shot, --data.query or --data.eval_query, give it more, or leave "
-                f"such classes out by --data.source.min_examples {shot + query}."
+                f"class {name} of {source} has; lower --data.shot, --data.query or --data.eval_query, or give it "
+                f"more{others if hasattr(self, 'min_examples') else ''}."
             )
 
     def sample(self, split: Split, rngs: Sequence[np.random.Generator], way: int, shot: int, query: int) -> Episode:

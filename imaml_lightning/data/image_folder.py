@@ -18,7 +18,6 @@ from imaml_lightning.data.notice import some, warn
 from imaml_lightning.data.split import check_fractions, draw_split
 from imaml_lightning.errors import DataError, UsageError
 
-
 _DEEPER = (
     "set --data.source.grouped true if they are groups of classes (sites, patients), or name them train, val and test if they "
     "are splits."

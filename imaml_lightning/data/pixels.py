@@ -27,7 +27,11 @@ def eight_bits(opened: Image.Image, white: float | None = None) -> Image.Image:
         ValueError: a number is below 0, above white or not finite, what is white cannot be known, or ``white`` is given for a
             colour picture of 16 bits a channel, of which Pillow reads the upper 8.
     """
-    if white is not None and len(opened.getbands()) > 1 and any("16" in str(tile[3]) for tile in opened.tile):
+    if (
+        white is not None
+        and len(opened.getbands()) > 1
+        and any("16" in str(tile[3]) for tile in getattr(opened, "tile", ()))
+    ):
         raise ValueError(
             "of 16 bits a colour the upper 8 alone are read, so leave --data.source.white out, or save it in 8"
         )
