@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -26,10 +26,10 @@ from imaml_lightning import (
     Solution,
 )
 from imaml_lightning.adaptation import Adapted, Unrolled
-from imaml_lightning.curvature import Curvature, GaussNewton
 from imaml_lightning.data import Omniglot
-from imaml_lightning.linearisation import Linearisation
 from imaml_lightning.optimizers import SGD
+from imaml_lightning.problem.curvature import Curvature, GaussNewton
+from imaml_lightning.problem.objective import LinearisedObjective
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -118,19 +118,22 @@ class Tally:
         return self.gradients + PRODUCT * self.products
 
 
+@dataclass(frozen=True, eq=False)
 class CountedObjective(InnerObjective):
     """An objective that keeps a tally. A gradient that is differentiated again costs one product more, on the way back."""
 
-    def __init__(self, objective: InnerObjective, tally: Tally) -> None:
-        parts = (objective.network, objective.support, objective.theta, objective.proximal, objective.criterion)
-        super().__init__(*parts)
-        self.tally = tally
+    tally: Tally | None = None
+
+    @staticmethod
+    def of(objective: InnerObjective, tally: Tally) -> CountedObjective:
+        """The same objective, counted from now on."""
+        return CountedObjective(**{each.name: getattr(objective, each.name) for each in fields(objective)}, tally=tally)
 
     def value_and_gradient(self, phi: Tensor) -> tuple[Tensor, Tensor]:
         self.tally.gradients += 1
         return super().value_and_gradient(phi)
 
-    def linearise(self, phi: Tensor) -> Linearisation:
+    def linearise(self, phi: Tensor) -> LinearisedObjective:
         self.tally.gradients += 1
         return super().linearise(phi)
 
@@ -158,7 +161,7 @@ class CountedCurvature(Curvature):
     curvature: Curvature = GaussNewton()  # noqa: RUF009 (it is immutable)
     tally: Tally | None = None
 
-    def _product(self, at: Linearisation, u: Tensor) -> Tensor:
+    def _product(self, at: LinearisedObjective, u: Tensor) -> Tensor:
         self.tally.products += 1
         return self.curvature.product(at, u)
 

@@ -11,10 +11,10 @@ from statistics import median
 import torch
 
 from imaml_lightning import Episode, Examples, Implicit, ProximalTerm
-from imaml_lightning.curvature import Curvature, GaussNewton
 from imaml_lightning.inner import GradientDescent
 from imaml_lightning.linear import ConjugateGradient
 from imaml_lightning.models import Conv4
+from imaml_lightning.problem import Curvature, GaussNewton
 
 LR, STRENGTH, CG_STEPS = 0.05, 2.0, 5
 

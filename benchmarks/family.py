@@ -28,11 +28,11 @@ from imaml_lightning.adaptation import Adaptation, FirstOrder, Implicit, MAMLPlu
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.episode import Episode
 from imaml_lightning.inner import GradientDescent
+from imaml_lightning.learner import MetaLearner
 from imaml_lightning.linear import ConjugateGradient
-from imaml_lightning.meta_learner import MetaLearner
 from imaml_lightning.models import Conv4
 from imaml_lightning.optimizers import SGD, Learned
-from imaml_lightning.proximal import ProximalTerm
+from imaml_lightning.problem import ProximalTerm
 
 PICTURE = Path(__file__).parents[1] / "docs" / "family.png"
 STRENGTH = 2.0

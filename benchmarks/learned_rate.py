@@ -23,7 +23,7 @@ from family import fit_and_test
 from imaml_lightning.adaptation import Continued
 from imaml_lightning.data import EpisodeDataModule, Omniglot, OneProblem
 from imaml_lightning.episode import Episode
-from imaml_lightning.meta_learner import MetaLearner
+from imaml_lightning.learner import MetaLearner
 from imaml_lightning.models import DenseNet
 from imaml_lightning.optimizers import SGD, Learned
 

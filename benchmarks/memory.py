@@ -42,11 +42,11 @@ def measure(options: argparse.Namespace, method: str, inner_steps: int) -> dict[
     from _common import CountedObjective, Tally, maml
 
     from imaml_lightning import Examples, FirstOrder, Implicit, MetaLearner, ProximalTerm
-    from imaml_lightning.curvature import GaussNewton, Hessian
     from imaml_lightning.episode import Episode
     from imaml_lightning.inner import GradientDescent
     from imaml_lightning.linear import ConjugateGradient
     from imaml_lightning.models import Conv4
+    from imaml_lightning.problem import GaussNewton, Hessian
 
     torch.manual_seed(0)
     curvature = {"gauss_newton": GaussNewton, "hessian": Hessian}[options.curvature]()
@@ -65,7 +65,7 @@ def measure(options: argparse.Namespace, method: str, inner_steps: int) -> dict[
         learner = MetaLearner(Conv4(filters=filters, downsample=options.downsample), adaptation(steps))
         optimizer = torch.optim.Adam(learner.parameters())
         for chunk in episode.chunks(options.chunk):
-            adapted = learner.adaptation(CountedObjective(learner.objective(chunk.support), tally))
+            adapted = learner.adaptation(CountedObjective.of(learner.objective(chunk.support), tally))
             (learner.judge(adapted.phi, chunk.query)["loss"].sum() / episode.tasks).backward()
             if adapted.linear is not None:
                 tally.products += int(adapted.linear.steps.max())

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from imaml_lightning import Episode, FirstOrder, Implicit, InnerObjective, MetaLearner, ProximalTerm
 from imaml_lightning.adaptation import Adaptation, Adapted
-from imaml_lightning.curvature import GaussNewton, Hessian, ReleasedCode
 from imaml_lightning.inner import (
     LBFGS,
     Adam,
@@ -39,7 +38,7 @@ from imaml_lightning.inner import (
 )
 from imaml_lightning.linear import ConjugateGradient, Minres, Neumann, Nystrom
 from imaml_lightning.models import Conv4
-from imaml_lightning.solution import Result
+from imaml_lightning.problem import GaussNewton, Hessian, ReleasedCode, Result
 
 Row = dict[str, object]
 

@@ -29,9 +29,9 @@ from torch.nn.functional import cross_entropy
 from imaml_lightning import Episode, Examples, FirstOrder, MetaLearner, ProximalTerm
 from imaml_lightning.adaptation import Adaptation, Unrolled
 from imaml_lightning.cli.freed_memory import keep_freed_memory
-from imaml_lightning.curvature import Hessian
 from imaml_lightning.inner import GradientDescent
 from imaml_lightning.optimizers import SGD
+from imaml_lightning.problem import Hessian
 
 MAML_STEPS = 5
 PEERS = ("TorchOpt", "higher", "learn2learn")

@@ -60,9 +60,9 @@ def ours(source: EpisodeSource, batches: int) -> Callable[[], Iterable[object]]:
 
 
 def torchmeta(root: str, batches: int) -> Callable[[], Iterable[object]]:
-    from imaml_lightning import compat
+    from imaml_lightning.data.torchmeta.repair import repair_torchmeta
 
-    compat.repair_torchmeta()
+    repair_torchmeta()
     from itertools import islice
 
     from torchmeta.datasets.helpers import omniglot

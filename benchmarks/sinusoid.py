@@ -18,11 +18,11 @@ from family import fit_and_test
 from imaml_lightning.adaptation import Adaptation, Implicit, Unrolled
 from imaml_lightning.data import EpisodeDataModule, Sinusoid
 from imaml_lightning.inner import GradientDescent
+from imaml_lightning.learner import MetaLearner
 from imaml_lightning.linear import ConjugateGradient
-from imaml_lightning.meta_learner import MetaLearner
 from imaml_lightning.models import MLP
 from imaml_lightning.optimizers import SGD, Learned
-from imaml_lightning.proximal import ProximalTerm
+from imaml_lightning.problem import ProximalTerm
 
 #: name -> (label, adaptation)
 MEMBERS: dict[str, tuple[str, Callable[[], Adaptation]]] = {

@@ -34,7 +34,6 @@ from imaml_lightning import (
     MetaLearner,
     ProximalTerm,
 )
-from imaml_lightning.curvature import Curvature, GaussNewton, Hessian
 from imaml_lightning.data import Sinusoid
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.inner import (
@@ -48,7 +47,7 @@ from imaml_lightning.inner import (
     Nesterov,
 )
 from imaml_lightning.linear import ConjugateGradient, Minres, Neumann, Nystrom, NystromPreconditioner
-from imaml_lightning.objective import InnerObjective
+from imaml_lightning.problem import Curvature, GaussNewton, Hessian, InnerObjective
 
 Row = dict[str, object]
 
@@ -182,7 +181,7 @@ def inner_rows(of: Problem, grid: list[int]) -> Iterator[Row]:
     root = math.sqrt(of.condition)
     for steps in grid:
         for method, solver in inner_solvers(of, steps).items():
-            objective = CountedObjective(of.objective, tally := Tally())
+            objective = CountedObjective.of(of.objective, tally := Tally())
             if isinstance(solver, HessianFree):
                 curvature = CountedCurvature(curvature=Hessian(), tally=tally)
                 solver = replace(solver, curvature=curvature)

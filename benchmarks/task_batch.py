@@ -14,7 +14,8 @@ from _speed import SETTINGS, in_turn, options
 
 from imaml_lightning import MetaLearner
 from imaml_lightning.cli.freed_memory import keep_freed_memory
-from imaml_lightning.meta_learner import CPU_CHUNK
+from imaml_lightning.learner.memory import peak_memory
+from imaml_lightning.learner.meta_learner import CPU_CHUNK
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
                     "tasks": tasks,
                     "seconds": time,
                     "ms_a_task": 1000 * time / tasks,
-                    "peak_mb": learner._peak_memory(),
+                    "peak_mb": peak_memory(learner.device),
                 }
             )
     publish("task_batch", rows)

@@ -19,9 +19,9 @@ from torch import nn
 
 from imaml_lightning import Examples, FlatNetwork, InnerObjective, ProximalTerm
 from imaml_lightning.cli.freed_memory import keep_freed_memory
-from imaml_lightning.compiled import CompiledDerivatives
-from imaml_lightning.curvature import GaussNewton, Hessian
 from imaml_lightning.models import MLP, Conv4
+from imaml_lightning.problem import GaussNewton, Hessian
+from imaml_lightning.problem.compiled import CompiledDerivatives
 
 
 def milliseconds(function: Callable[[], object], repeats: int) -> float:

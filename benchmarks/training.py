@@ -18,11 +18,10 @@ from matplotlib.figure import Figure
 
 from imaml_lightning import FirstOrder, Implicit, MetaLearner, ProximalTerm
 from imaml_lightning.adaptation import Adaptation
-from imaml_lightning.curvature import Curvature, GaussNewton, Hessian, ReleasedCode
 from imaml_lightning.inner import GradientDescent
 from imaml_lightning.linear import ConjugateGradient
 from imaml_lightning.models import Conv4
-from imaml_lightning.solution import Result
+from imaml_lightning.problem import Curvature, GaussNewton, Hessian, ReleasedCode, Result
 
 
 def implicit(steps: int, lr: float, cg: int, strength: float = 2.0, curvature: Curvature | None = None) -> Adaptation:
@@ -60,7 +59,7 @@ def train(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
         began = time.process_time()
         optimizer.param_groups[0]["lr"] = options.lr * (1 + math.cos(math.pi * work / options.evaluations)) / 2
         optimizer.zero_grad()
-        objective = CountedObjective(learner.objective(episode.support), tally := Tally())
+        objective = CountedObjective.of(learner.objective(episode.support), tally := Tally())
         adapted = learner.adaptation(objective)
         figures = learner.judge(adapted.phi, episode.query)
         figures["loss"].mean().backward()

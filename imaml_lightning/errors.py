@@ -1,8 +1,12 @@
 """What goes wrong in a way that the user can mend, each with the exit status of the command line.
 
 0 done, 1 a fault while running, 2 bad usage, configuration or checkpoint, 3 data, 4 diverged, 130 interrupted (Ctrl-C),
-143 terminated.
+143 terminated. The checks at the end refuse a bad option with a sentence that names it.
 """
+
+from __future__ import annotations
+
+import math
 
 
 class UsageError(Exception):
@@ -42,3 +46,24 @@ class Stopped(SystemExit):
 
 class DataWarning(UserWarning):
     """Data that may not be what they are taken for: one sentence that names the thing and the remedy."""
+
+
+def check_positive(owner: str, **options: float) -> None:
+    """Each option is a positive finite number; ``owner`` is where the user sets them."""
+    for name, value in options.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise UsageError(f"{name} must be a positive number, got {value}: set {owner}.{name}")
+
+
+def check_at_least(least: int, owner: str, **options: float) -> None:
+    """Each option is a finite number not below ``least``."""
+    for name, value in options.items():
+        if not least <= value < math.inf:
+            raise UsageError(f"{name} must be at least {least}, got {value}: set {owner}.{name}")
+
+
+def check_fraction(owner: str, **options: float) -> None:
+    """Each option is in [0, 1)."""
+    for name, value in options.items():
+        if not 0 <= value < 1:
+            raise UsageError(f"{name} must be in [0, 1), got {value}: set {owner}.{name}")

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imaml_lightning.curvature import Hessian
 from imaml_lightning.episode import Examples
 from imaml_lightning.inner import (
     LBFGS,
@@ -33,9 +32,10 @@ from imaml_lightning.linear import (
     Nystrom,
     NystromPreconditioner,
 )
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.parameters import FlatNetwork
-from imaml_lightning.proximal import ProximalTerm
+from imaml_lightning.problem.curvature import Hessian
+from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.proximal import ProximalTerm
 
 SIZE = 12
 SPECTRA: dict[str, Sequence[float]] = {

@@ -22,11 +22,11 @@ from tiny_learners import (
 from torch import Tensor, nn
 
 from imaml_lightning.adaptation import FirstOrder
-from imaml_lightning.curvature import Curvature, GaussNewton, Hessian
 from imaml_lightning.episode import Episode
 from imaml_lightning.inner import GradientDescent
-from imaml_lightning.proximal import ProximalTerm
-from imaml_lightning.solution import Result
+from imaml_lightning.problem.curvature import Curvature, GaussNewton, Hessian
+from imaml_lightning.problem.proximal import ProximalTerm
+from imaml_lightning.problem.solution import Result
 
 HEAD = ["head.weight", "head.bias"]
 CASES = {

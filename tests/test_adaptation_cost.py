@@ -12,13 +12,12 @@ from tiny_learners import gradients, images, implicit, learner, smooth_conv
 from torch import Tensor
 
 from imaml_lightning.adaptation import Implicit
-from imaml_lightning.curvature import Hessian
 from imaml_lightning.inner import GradientDescent
+from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.linear import ConjugateGradient
-from imaml_lightning.linearisation import Linearisation
-from imaml_lightning.meta_learner import MetaLearner
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.proximal import ProximalTerm
+from imaml_lightning.problem.curvature import Hessian
+from imaml_lightning.problem.objective import InnerObjective, LinearisedObjective
+from imaml_lightning.problem.proximal import ProximalTerm
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Counted(Hessian):
 
     count: tuple = ()
 
-    def _product(self, at: Linearisation, u: Tensor) -> Tensor:
+    def _product(self, at: LinearisedObjective, u: Tensor) -> Tensor:
         self.count[0].append(u.shape)
         return super()._product(at, u)
 
@@ -73,7 +72,7 @@ def test_graph_goes_with_its_last_user(train: bool, monkeypatch: pytest.MonkeyPa
     points: list[weakref.ref] = []
     linearise = InnerObjective.linearise
 
-    def watched(self: InnerObjective, *arguments: Tensor, **options: bool) -> Linearisation:
+    def watched(self: InnerObjective, *arguments: Tensor, **options: bool) -> LinearisedObjective:
         at = linearise(self, *arguments, **options)
         points.append(weakref.ref(at))
         return at

@@ -21,8 +21,8 @@ from tiny_learners import smooth_conv
 from torture import flip_bits, kill_in_saves
 
 from imaml_lightning import MetaLearner
-from imaml_lightning.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint, read_checkpoint, sweep
 from imaml_lightning.errors import DivergedError, UsageError
+from imaml_lightning.learner.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint, read_checkpoint, sweep
 
 
 def content(number: float = 1.0) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from command import CONFIGS, SMALL, refused, run
 from tiny_data import write_omniglot_root
 
 from imaml_lightning import MetaLearner
-from imaml_lightning.checkpoint import CONFIG_KEY
 from imaml_lightning.cli import main
+from imaml_lightning.learner.checkpoint import CONFIG_KEY
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,18 @@ def test_fit_tests_the_best_checkpoint_and_says_where_everything_lies(trained: t
     figure = next(line for line in out.splitlines() if line.startswith("test "))
     assert figure in again.stdout  # the same figure from the checkpoint alone
     assert run("test", "--name", "sinusoid_5shot", "--ckpt_path", "best", folder=folder).stdout == again.stdout
+
+
+def test_one_command_tests_several_settings(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    best = ["test", "--ckpt_path", "runs/sinusoid_5shot/000/best.ckpt"]
+
+    def figures(*options: str) -> dict[str, str]:
+        lines = run(*best, *options, folder=folder).stdout.splitlines()
+        return {line[:15].strip(): line[15:] for line in lines if line.startswith("test")}
+
+    together = figures("--data.eval_settings", "[5s, 10s]")
+    assert together == {"test 5s": figures()["test"], "test 10s": figures("--data.eval_shot", "10")["test"]}
 
 
 def test_checkpoint_holds_plain_types_and_its_configuration(trained: tuple[Path, str]) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from imaml_lightning import compat
+from imaml_lightning import _compat
+from imaml_lightning.data.torchmeta import repair
 
-PACKAGE = Path(compat.__file__).parent
+PACKAGE = Path(_compat.__file__).parent
 
 # Stand-ins for torchvision, so that both cases are tried whatever the installed build is.
 WITHOUT_OPERATORS = """
@@ -59,14 +60,14 @@ def test_missing_operators_are_declared(tmp_path: Path) -> None:
         tmp_path,
         WITHOUT_OPERATORS,
         """
-        import compat, sys
-        assert compat.repair_torchvision()
+        import _compat, sys
+        assert _compat.repair_torchvision()
         import torch, torchvision
         assert torchvision.__file__.startswith(sys.path[1]), torchvision.__file__
         assert torch.ops.torchvision.nms and torch.ops.torchvision.qnms
         assert torchvision.extension.ready  # nothing is left of the failed import
-        assert len(compat._declared) == 1
-        assert not compat.repair_torchvision()  # once is enough
+        assert len(_compat._declared) == 1
+        assert not _compat.repair_torchvision()  # once is enough
         """,
     )
     assert done.returncode == 0, done.stderr
@@ -77,8 +78,8 @@ def test_real_operators_are_not_shadowed(tmp_path: Path) -> None:
         tmp_path,
         WITH_OPERATORS,
         """
-        import compat, torch
-        assert not compat.repair_torchvision() and compat._declared == []
+        import _compat, torch
+        assert not _compat.repair_torchvision() and _compat._declared == []
         dets, scores = torch.zeros(2, 4), torch.ones(2)
         assert torch.ops.torchvision.nms(dets, scores, 0.5).tolist() == [2.0, 2.0]
         assert not hasattr(torch.ops.torchvision, "qnms")
@@ -92,8 +93,8 @@ def test_one_missing_operator_leaves_the_other_alone(tmp_path: Path) -> None:
         tmp_path,
         WITHOUT_NMS,
         """
-        import compat, torch
-        assert compat.repair_torchvision()
+        import _compat, torch
+        assert _compat.repair_torchvision()
         assert len(torch.ops.torchvision.qnms.default._schema.arguments) == 1
         assert torch.ops.torchvision.nms
         """,
@@ -105,16 +106,16 @@ def test_other_failures_pass_through_untouched(monkeypatch: pytest.MonkeyPatch) 
     def broken(name: str) -> None:
         raise RuntimeError("something else")
 
-    before = list(compat._declared)
-    monkeypatch.setattr(compat.importlib, "import_module", broken)
+    before = list(_compat._declared)
+    monkeypatch.setattr(_compat.importlib, "import_module", broken)
     with pytest.raises(RuntimeError, match="something else"):
-        compat.repair_torchvision()
-    assert compat._declared == before
+        _compat.repair_torchvision()
+    assert _compat._declared == before
 
 
 def test_missing_torchvision_is_left_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    assert compat.repair_torchvision() is False
+    assert _compat.repair_torchvision() is False
 
 
 def test_installed_torchvision_resizes_after_the_repair() -> None:
@@ -128,7 +129,7 @@ NEEDED_BY_TORCHMETA = ("_get_confirm_token", "_save_response_content")
 
 
 def test_torchmeta_gets_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    compat.repair_torchmeta()
+    repair.repair_torchmeta()
     import torchmeta.datasets.utils as utils
     import torchvision.datasets.utils as vision
     from torchmeta.utils.data.task import SubsetTask
@@ -138,13 +139,13 @@ def test_torchmeta_gets_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None
         delattr(vision, name)
     monkeypatch.delattr(utils, "check_integrity")
     monkeypatch.delattr(SubsetTask, "__getitems__", raising=False)
-    compat.repair_torchmeta()
+    repair.repair_torchmeta()
     assert all(callable(getattr(vision, name)) for name in NEEDED_BY_TORCHMETA)
     assert utils.check_integrity is vision.check_integrity
 
 
 def test_torchmeta_keeps_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    compat.repair_torchmeta()
+    repair.repair_torchmeta()
     import torchmeta.datasets.utils as utils
     import torchvision.datasets.utils as vision
     from torchmeta.utils.data.task import SubsetTask
@@ -157,14 +158,14 @@ def test_torchmeta_keeps_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     for owner, name in things:
         monkeypatch.setattr(owner, name, real, raising=False)
-    compat.repair_torchmeta()
+    repair.repair_torchmeta()
     assert all(vars(owner)[name] is real for owner, name in things)
 
 
 def test_torchmetas_own_batches_can_be_read(tmp_path: Path) -> None:
     from tiny_data import write_omniglot_root
 
-    compat.repair_torchmeta()
+    repair.repair_torchmeta()
     from torchmeta.datasets.helpers import omniglot
     from torchmeta.utils.data import BatchMetaDataLoader
 
@@ -180,7 +181,7 @@ def test_google_drive_helpers(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
     response = SimpleNamespace(cookies={"a": "b", "download_warning_1": "token"}, raw=io.BytesIO(b"x" * 100_000))
-    assert compat._get_confirm_token(response) == "token"
-    assert compat._get_confirm_token(SimpleNamespace(cookies={})) is None
-    compat._save_response_content(response, str(tmp_path / "file"))
+    assert repair._get_confirm_token(response) == "token"
+    assert repair._get_confirm_token(SimpleNamespace(cookies={})) is None
+    repair._save_response_content(response, str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == b"x" * 100_000

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from imaml_lightning import Episode, Implicit, MetaLearner, Unrolled
-from imaml_lightning.callbacks import Compiled
-from imaml_lightning.compiled import CompiledDerivatives
-from imaml_lightning.curvature import GaussNewton, Hessian
 from imaml_lightning.errors import UsageError
 from imaml_lightning.models import Conv4
+from imaml_lightning.problem.compiled import CompiledDerivatives
+from imaml_lightning.problem.curvature import GaussNewton, Hessian
+from imaml_lightning.run.callbacks import Compiled
 
 quiet = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*", "ignore:.*number of training batches.*", "ignore:.*no `val_dataloader`.*"
@@ -65,7 +65,7 @@ def test_products_equal_the_ordinary_ones() -> None:
     for curvature in (GaussNewton(), Hessian()):
         torch.testing.assert_close(curvature.product(here, u), curvature.product(there, u))
     torch.testing.assert_close(here.gradient, there.gradient)
-    torch.testing.assert_close(here.outputs, there.outputs)
+    torch.testing.assert_close(here.loss.outputs, there.loss.outputs)
 
 
 def fit(learner: MetaLearner, episode: Episode, *callbacks: Compiled) -> dict[str, Tensor]:

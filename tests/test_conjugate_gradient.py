@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imaml_lightning.errors import UsageError
 from imaml_lightning.linear import ConjugateGradient
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.solution import Result, Solution
 
 RULES = settings(derandomize=True, deadline=None, max_examples=40, database=None)
 seeds = st.integers(0, 2**31 - 1)

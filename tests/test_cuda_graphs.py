@@ -10,9 +10,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from imaml_lightning import Episode, Examples, FirstOrder, Implicit, MetaLearner, ProximalTerm, Unrolled
-from imaml_lightning.callbacks import CUDAGraphs
-from imaml_lightning.callbacks import cuda_graphs as module
-from imaml_lightning.curvature import FiniteDifference, GaussNewton, Hessian
 from imaml_lightning.inner import (
     LBFGS,
     Adam,
@@ -25,7 +22,10 @@ from imaml_lightning.inner import (
 )  # fmt: skip
 from imaml_lightning.linear import ConjugateGradient, Dense, Minres, Neumann, Nystrom
 from imaml_lightning.models import MLP, Conv4
-from imaml_lightning.rows import unseen
+from imaml_lightning.problem.curvature import FiniteDifference, GaussNewton, Hessian
+from imaml_lightning.problem.rows import unseen
+from imaml_lightning.run.callbacks import CUDAGraphs
+from imaml_lightning.run.callbacks import cuda_graphs as module
 
 INNER = [
     Adam(max_steps=2), BacktrackingGradientDescent(max_steps=1), BarzilaiBorwein(max_steps=2), HeavyBall(max_steps=2),

@@ -11,9 +11,9 @@ from tiny_learners import images, implicit, learner, points, problems, smooth_co
 from torch import Tensor, nn
 from torch.func import hessian
 
-from imaml_lightning.curvature import Curvature, FiniteDifference, GaussNewton, Hessian, ReleasedCode
 from imaml_lightning.errors import UsageError
-from imaml_lightning.objective import InnerObjective
+from imaml_lightning.problem.curvature import Curvature, FiniteDifference, GaussNewton, Hessian, ReleasedCode
+from imaml_lightning.problem.objective import InnerObjective
 
 CASES = {
     "images": lambda: (learner(smooth_conv(), implicit()), images()),

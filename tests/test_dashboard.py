@@ -14,7 +14,7 @@ from wandb_stub import ENTITY, KEY, Server, serving
 
 pytest.importorskip("wandb_workspaces")
 
-from imaml_lightning import dashboard
+from imaml_lightning.run import dashboard
 
 FIT = [
     *("fit", "--trainer.max_steps", "4", "--trainer.log_every_n_steps", "2", "--trainer.accelerator", "cpu"),
@@ -35,7 +35,7 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             "HOME": str(folder),  # no key or setting of the person who runs the tests
             "NO_PROXY": "127.0.0.1",
         }
-        dashboard_command = ["imaml_lightning.dashboard", "--entity", ENTITY]
+        dashboard_command = ["imaml_lightning.run.dashboard", "--entity", ENTITY]
         for module, *args in (["imaml_lightning", *FIT], dashboard_command, [*dashboard_command, "--report"]):
             command = [sys.executable, "-m", module, *args]
             done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)

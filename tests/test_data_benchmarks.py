@@ -20,8 +20,8 @@ from imaml_lightning import data
 from imaml_lightning.cli import main
 from imaml_lightning.data import SPLITS, Benchmark
 from imaml_lightning.data import archives as files
-from imaml_lightning.data import torchmeta_adapter as adapter
-from imaml_lightning.data.benchmark import SETS
+from imaml_lightning.data.sources.benchmark import SETS
+from imaml_lightning.data.torchmeta import adapter
 from imaml_lightning.errors import UsageError
 
 

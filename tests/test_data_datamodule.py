@@ -106,6 +106,63 @@ def test_evaluation_is_fixed_and_has_its_own_query_count(source: Tiny) -> None:
     assert sum(batch.tasks for batch in data.predict_dataloader()) == 12
 
 
+def shots_of(batches: list[Episode], way: int = 3) -> list[int]:
+    """The shot of each batch, the same for every class of every task."""
+    for batch in batches:
+        counts = [torch.bincount(y, minlength=way) for y in batch.support.y]
+        assert all(torch.equal(one, torch.full((way,), int(counts[0][0]))) for one in counts)
+    return [batch.support.x.shape[1] // way for batch in batches]
+
+
+def test_training_and_evaluation_have_sizes_of_their_own(source: Tiny) -> None:
+    data = module(source, way=5, shot=2, eval_way=3, eval_shot=4, eval_query=1)
+    assert shots_of(list(data.train_dataloader()), 5) == [2] * BATCHES
+    for loader, split in ((data.val_dataloader(), "val"), (data.test_dataloader(), "test")):
+        batches = list(loader)
+        assert shots_of(batches) == [4] * len(batches)
+        assert all(batch.query.y.shape[1] == 3 for batch in batches)
+        alone = module(source, way=3, shot=4, query=1)
+        assert same(data.episode(split, 1), alone.episode(split, 1))
+
+
+def test_a_range_of_shots_is_drawn_once_a_batch(source: Tiny) -> None:
+    options = {"shot": "1..4", "eval_shot": 2, "train_batches": 60}
+    batches = list(module(source, **options).train_dataloader())
+    counts = torch.bincount(torch.tensor(shots_of(batches)), minlength=5)
+    assert counts[0] == 0
+    assert counts[1:].min() >= 6  # of 15 expected
+    helped = list(module(source, **options, workers=2).train_dataloader())
+    assert all(same(a, b) for a, b in zip(batches, helped, strict=True))
+    assert shots_of(list(module(source, **options, seed=1).train_dataloader())) != shots_of(batches)
+
+
+def test_an_episode_has_the_shot_of_its_batch_on_every_rank(source: Tiny) -> None:
+    data = module(source, shot="1..4", eval_shot=2)
+    dataset = data.train_dataloader().dataset
+    for number, whole in enumerate(data.train_dataloader()):
+        halves = [dataset[0, range(6 * number + 3 * rank, 6 * number + 3 * rank + 3)] for rank in (0, 1)]
+        assert same(Episode.stack(halves), whole)
+        first = next(iter(data.on_after_batch_transfer(whole, 0).chunks(1)))
+        assert same(data.episode("train", 6 * number), first)
+    with pytest.raises(UsageError, match="episodes 5 to 6 of train lie in several batches of 6"):
+        data.episode("train", 5, tasks=2)
+
+
+def test_shots_of_regression_are_drawn_as_well() -> None:
+    loader = module(Sinusoid(), shot="5..10", eval_shot=10, train_batches=30).train_dataloader()
+    assert {batch.support.x.shape[1] for batch in loader} == set(range(5, 11))
+
+
+def test_settings_test_the_episodes_of_a_module_of_that_size(source: Tiny) -> None:
+    data = module(source, way=5, query=1, eval_way=2, eval_query=2, eval_settings=["3w1s", "6w2s", "3s"])
+    loaders = data.test_dataloader()
+    assert list(loaders) == ["3w1s", "6w2s", "3s"]
+    for (way, shot), loader in zip(((3, 1), (6, 2), (2, 3)), loaders.values(), strict=True):
+        alone = module(source, way=way, shot=shot).test_dataloader()
+        assert all(same(a, b) for a, b in zip(loader, alone, strict=True))
+    assert next(iter(data.predict_dataloader())).support.x.shape[1] == 2
+
+
 def test_loading_leaves_torchs_random_numbers_alone(source: Tiny) -> None:
     before = torch.get_rng_state()
     list(module(source).train_dataloader())
@@ -235,7 +292,7 @@ def test_double_precision_gets_doubles(source: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("way", 1), ("shot", 0), ("query", 0), ("tasks", 0), ("train_batches", 0), ("val_episodes", -1),
+        ("way", 1), ("shot", 0), ("shot", "0..3"), ("eval_way", 1), ("eval_shot", 0), ("query", 0), ("tasks", 0), ("train_batches", 0), ("val_episodes", -1),
         ("test_episodes", 0), ("eval_query", 0), ("seed", -1), ("workers", -1),
     ],
 )  # fmt: skip
@@ -249,9 +306,16 @@ def test_option_without_sense_is_named_before_data_is_touched(tmp_path: Path, op
     ("options", "sentence"),
     [
         ({"way": 7}, "--data.way 7 .* test, 6"),
+        ({"eval_way": 8}, r"--data.way 8 \(or eval_way\) .* val, 7"),
+        ({"eval_settings": ["3w1s", "7w1s"]}, "--data.eval_settings has 7w1s, and .* test, 6"),
+        ({"eval_settings": ["3w7s"]}, r"--data.eval_settings has 3w7s, and .*shot 7 .* plus 2 query examples \(test\)"),
+        ({"shot": "1..7", "eval_shot": 1}, r"--data.shot 7 plus 2 query examples \(train\)"),
         ({"way": 20}, "--data.way 20 .* train, 12"),
         ({"shot": 5, "query": 4}, r"--data.shot 5 plus 4 query examples \(train\)"),
-        ({"shot": 5, "eval_query": 9}, r"--data.shot 5 plus 9 query examples \(val\) .* --data.eval_query"),
+        (
+            {"shot": 5, "eval_query": 9},
+            r"--data.shot 5 \(or eval_shot\) plus 9 query examples \(val\) .* --data.eval_query",
+        ),
     ],
 )
 def test_episodes_that_the_data_cannot_give_are_refused(source: Tiny, options, sentence: str) -> None:
@@ -268,6 +332,38 @@ def test_episodes_that_cannot_be_split_over_the_ranks_are_refused(source: Tiny, 
     data.trainer = FourRanks()  # type: ignore[assignment]
     with pytest.raises(UsageError, match=f"--data.{option} 6 cannot be split over 4 processes"):
         data.setup()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"shot": "many"}, "--data.shot is a number, or a range such as 1..9, but is 'many'"),
+        ({"shot": "3..1"}, "--data.shot must be at least 1"),
+        ({"shot": "1..3"}, "--data.shot 1..3 is a range, .* set --data.eval_shot"),
+        ({"eval_settings": ["5way"]}, "--data.eval_settings has '5way': write 20w1s"),
+        ({"eval_settings": ["1w5s"]}, "--data.eval_settings has '1w5s'"),
+        ({"eval_settings": ["5w0s"]}, "--data.eval_settings has '5w0s'"),
+    ],
+)
+def test_sizes_that_are_none_are_refused_before_data_is_touched(tmp_path: Path, options, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        EpisodeDataModule(Tiny(str(tmp_path / "none")), **options)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_network_of_fixed_outputs_has_to_fit_every_stage(source: Tiny) -> None:
+    def learner(**attributes: bool) -> LightningModule:
+        built = LightningModule()
+        built.network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 5))
+        vars(built.network).update(attributes)
+        return built
+
+    module(source, way=5).check_network(learner())
+    for other in ({"way": 4, "eval_way": 5}, {"eval_way": 3}, {"eval_settings": ["5w1s", "3w1s"]}):
+        data = module(source, **{"way": 5, **other})
+        with pytest.raises(UsageError, match=r"Sequential has 5 outputs, but a task has [34] classes"):
+            data.check_network(learner())
+        data.check_network(learner(any_way=True))
 
 
 def test_default_source_is_glyphs() -> None:

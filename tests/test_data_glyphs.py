@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from imaml_lightning.data import SPLITS, Glyphs
-from imaml_lightning.data import glyphs as module
 from imaml_lightning.data.bank import ClassBank
-from imaml_lightning.data.glyphs import DRAWINGS, INK, SCRIPTS, Faces, _draw, _render, _script
+from imaml_lightning.data.sources import glyphs as module
+from imaml_lightning.data.sources.glyphs import DRAWINGS, INK, SCRIPTS, Faces, _draw, _render, _script
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from imaml_lightning.data import EpisodeDataModule, OmniglotChallenge
-from imaml_lightning.data import omniglot_challenge as module
 from imaml_lightning.data.archives import md5_of
-from imaml_lightning.data.omniglot_challenge import MINIMAL
+from imaml_lightning.data.sources import omniglot_challenge as module
+from imaml_lightning.data.sources.omniglot_challenge import MINIMAL
 from imaml_lightning.errors import UsageError
 
 SMALL_ALPHABET = "Early_Aramaic"  # has 22 characters; here 19, fewer than a task needs

@@ -12,17 +12,24 @@ from tiny_learners import images, implicit, learner, points, smooth_conv, smooth
 from torch import nn
 
 from imaml_lightning.adaptation import Reptile, Unrolled
-from imaml_lightning.curvature import GaussNewton
-from imaml_lightning.diagnostics import adaptation_curve, solves, trace
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
-from imaml_lightning.evaluation import Evaluation, calibration, classes_by_group, confusion, extremes, one_at_a_time
+from imaml_lightning.evaluation.diagnostics import adaptation_curve, solves, trace
+from imaml_lightning.evaluation.protocols import (
+    Evaluation,
+    calibration,
+    classes_by_group,
+    confusion,
+    extremes,
+    one_at_a_time,
+)
+from imaml_lightning.evaluation.uncertainty import predictive_variance
 from imaml_lightning.inner import GradientDescent
 from imaml_lightning.models import Conv4
 from imaml_lightning.optimizers import SGD
-from imaml_lightning.proximal import ProximalTerm
-from imaml_lightning.solution import Result
-from imaml_lightning.uncertainty import predictive_variance
+from imaml_lightning.problem.curvature import GaussNewton
+from imaml_lightning.problem.proximal import ProximalTerm
+from imaml_lightning.problem.solution import Result
 
 
 def test_trace_is_the_way_of_gradient_descent() -> None:

@@ -14,14 +14,14 @@ import yaml
 from command import CONFIGS
 from torch import Tensor
 
-from imaml_lightning.adaptation import Adaptation, Adapted, LazilyCertified
+from imaml_lightning.adaptation import Adaptation, Adapted
 from imaml_lightning.cli import CommandLine
-from imaml_lightning.meta_learner import MetaLearner
-from imaml_lightning.objective import InnerObjective
+from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.optimizers import State, TorchRule
-from imaml_lightning.proximal import NoProximalTerm
-from imaml_lightning.signals import Signals
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.proximal import NoProximalTerm
+from imaml_lightning.problem.solution import Result, Solution
+from imaml_lightning.run.signals import Signals
 
 PRESETS = sorted((CONFIGS / "algorithms").glob("*.yaml"))
 TINY = [
@@ -115,7 +115,7 @@ class Halfway(Adaptation):
         phi = theta - 0.5 * self.log_rate.exp() * gradient
         ones = torch.ones_like(phi[:, 0])
         solution = Solution(phi.detach(), ones.long() * Result.STEP_LIMIT, ones.long(), ones * torch.nan, 0 * ones)
-        return LazilyCertified(phi, solution, objective)
+        return Adapted(phi, solution, objective)
 
 
 def test_an_optimizer_and_a_member_of_ones_own_train_from_yaml(tmp_path: Path) -> None:

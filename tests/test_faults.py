@@ -24,7 +24,7 @@ from torture import FIT, RUN, all_gone, kill_and_resume, same, start, state
 from wandb_stub import KEY, Server, serving
 
 from imaml_lightning.data import Omniglot
-from imaml_lightning.loggers import wandb_logger
+from imaml_lightning.run.loggers import wandb_logger
 
 DDP = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 TIMEOUT = ["--trainer.strategy.class_path", "DDPStrategy", "--trainer.strategy.init_args.timeout", "0:02:00"]

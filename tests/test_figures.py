@@ -11,7 +11,7 @@ from tiny_learners import implicit, learner, points
 from torch import nn
 
 from imaml_lightning.episode import Episode, Examples
-from imaml_lightning.figures import (
+from imaml_lightning.evaluation.figures import (
     adaptation_curves,
     calibration_figure,
     confusion_figure,
@@ -25,8 +25,8 @@ from imaml_lightning.figures import (
     solve_histograms,
     way_and_shot_figure,
 )
-from imaml_lightning.figures.style import RIGHT, WRONG
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.evaluation.figures.style import RIGHT, WRONG
+from imaml_lightning.problem.solution import Result, Solution
 
 
 def solution(result: list[int], residual: list[float]) -> Solution:

@@ -19,11 +19,12 @@ from imaml_lightning import (
     Unrolled,
 )
 from imaml_lightning.adaptation import Adaptation
-from imaml_lightning.curvature import GaussNewton, Hessian
-from imaml_lightning.linearisation import WrittenOut
-from imaml_lightning.models import Conv4, fused
-from imaml_lightning.models.folded import FoldedPoint
+from imaml_lightning.models import Conv4
+from imaml_lightning.models.conv4 import fused
+from imaml_lightning.models.conv4.folded import FoldedPoint
 from imaml_lightning.optimizers import SGD
+from imaml_lightning.problem.curvature import GaussNewton, Hessian
+from imaml_lightning.problem.derivatives import _FromFold
 
 TASKS, EXAMPLES, WAY = 3, 4, 2
 
@@ -41,7 +42,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     """As on a CPU, by strips and in loops, and as elsewhere."""
     if request.param == "operations":
         monkeypatch.setattr(fused, "on_cpu", lambda x: False)
-    monkeypatch.setattr("imaml_lightning.models.folded.IN_CACHE", 2**13)  # of small images several strips as well
+    monkeypatch.setattr("imaml_lightning.models.conv4.folded.IN_CACHE", 2**13)  # of small images several strips as well
 
 
 def folded(options: dict) -> tuple[FlatNetwork, Tensor, Tensor]:
@@ -61,7 +62,7 @@ def test_outputs_and_jacobian_products_equal_those_of_one_task_at_a_time(options
     assert network.can_fold
     at = network.fold(x)(phi)
     u, g = torch.randn_like(phi), torch.randn(tasks, EXAMPLES, WAY, dtype=torch.float64)
-    ju, jg = at.tangent(network.split(u)), network.join(at.cotangent(g))
+    ju, jg = at.jvp(network.split(u)), network.join(at.vjp(g))
     for i in range(tasks):
 
         def one(vector: Tensor, i: int = i) -> Tensor:
@@ -79,7 +80,7 @@ def test_autograd_goes_through_the_outputs() -> None:
     phi.requires_grad_()
     (actual,) = torch.autograd.grad((network.tasks(phi, x) * weight).sum(), phi)
     with torch.no_grad():
-        torch.testing.assert_close(actual, network.join(network.fold(x)(phi).cotangent(weight)))
+        torch.testing.assert_close(actual, network.join(network.fold(x)(phi).vjp(weight)))
 
 
 class Plain(Conv4):
@@ -97,7 +98,7 @@ def test_linearisation_equals_autograd(options: dict) -> None:
         InnerObjective(n, Examples(x, y), theta, proximal, nn.CrossEntropyLoss()).linearise(phi)
         for n in (network, plain)
     )
-    torch.testing.assert_close(written.support_loss, graph.support_loss)
+    torch.testing.assert_close(written.loss.loss, graph.loss.loss)
     torch.testing.assert_close(written.gradient, graph.gradient)
     for curvature in (GaussNewton(), Hessian()):
         product = curvature.product(written, u)
@@ -135,13 +136,13 @@ def points() -> int:
 
 
 def test_activations_of_a_step_go_with_its_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
-    product, counts = WrittenOut.support_hessian, []
+    product, counts = _FromFold.hvp, []
 
-    def counted(self: WrittenOut, u: Tensor) -> Tensor:
+    def counted(self: _FromFold, u: Tensor) -> Tensor:
         counts.append(points())
         return product(self, u)
 
-    monkeypatch.setattr(WrittenOut, "support_hessian", counted)
+    monkeypatch.setattr(_FromFold, "hvp", counted)
     gc.collect()  # what other tests have left in cycles
     meta_gradient(Conv4, Unrolled(SGD(lr=0.1), steps=4))
     assert counts == [4, 3, 2, 1]  # and none of the query set
@@ -156,34 +157,3 @@ def test_activations_go_when_the_meta_gradient_is_there(adaptation: Adaptation) 
         assert not points()
     finally:
         gc.enable()
-
-
-class Scaled(Conv4):
-    """A subclass whose forward pass is another."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
-
-
-def hooked() -> Conv4:
-    network = Conv4(filters=4)
-    network.head.register_forward_hook(lambda module, inputs, outputs: 2 * outputs)
-    return network
-
-
-@pytest.mark.parametrize(
-    ("network", "adapt"),
-    [
-        (Scaled(filters=4), ("*",)),
-        (hooked(), ("*",)),
-        (Conv4(filters=4, norm="group"), ("*",)),
-        (Conv4(filters=4), ("head.*",)),
-    ],
-    ids=["subclass", "hooked", "group_norm", "head_only"],
-)
-def test_other_networks_take_the_general_route(network: nn.Module, adapt: tuple[str]) -> None:
-    flat = FlatNetwork(network, adapt)
-    phi, x = flat.vector().detach().expand(2, -1) + 0.1, torch.randn(2, 5, 1, 28, 28)
-    assert not flat.can_fold
-    expected = [functional_call(network, flat.named(phi[i]), (x[i],)) for i in range(2)]
-    torch.testing.assert_close(flat.tasks(phi, x), torch.stack(expected), rtol=1e-4, atol=1e-4)

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd.functional import jvp, vjp
 from torch.nn.functional import max_pool2d
 
-from imaml_lightning.models import fused
-from imaml_lightning.models.fused import Mixture, ReLU, channel_sums, max_pool_relu
+from imaml_lightning.models.conv4 import fused
+from imaml_lightning.models.conv4.fused import Mixture, ReLU, channel_sums, max_pool_relu
 
 EXAMPLES, CHANNELS = 3, 5
 
@@ -43,8 +43,8 @@ def test_pooling_and_its_derivatives_equal_autograd(size: tuple[int, int]) -> No
     activation = max_pool_relu(activated)
     for i in range(EXAMPLES):
         activation.forward(y[i : i + 1], slice(i, i + 1))
-        activation.tangent(dy[i : i + 1], da, slice(i, i + 1))
-    back, total = activation.cotangent(g, torch.full_like(y, torch.nan))
+        activation.jvp(dy[i : i + 1], da, slice(i, i + 1))
+    back, total = activation.vjp(g, torch.full_like(y, torch.nan))
     expected, change = jvp(pooled, y, dy)
     gradient = vjp(pooled, y, g)[1]
     torch.testing.assert_close(activated, expected)
@@ -57,7 +57,7 @@ def test_of_equal_pixels_the_first_is_chosen_as_by_torch() -> None:
     y, g = randn(4, 4).round(), randn(2, 2)
     activation = max_pool_relu(randn(2, 2))
     activation.forward(y)
-    back, _ = activation.cotangent(g, torch.full_like(y, torch.nan))
+    back, _ = activation.vjp(g, torch.full_like(y, torch.nan))
     torch.testing.assert_close(back, vjp(pooled, y, g)[1], rtol=0, atol=0)
 
 
@@ -73,8 +73,8 @@ def test_relu_and_its_derivatives_equal_autograd() -> None:
     y, dy, g, da = (randn(3, 3) for _ in range(4))
     activation = ReLU(randn(3, 3))
     activation.forward(y)
-    activation.tangent(dy, da)
-    back, total = activation.cotangent(g, torch.full_like(y, torch.nan))
+    activation.jvp(dy, da)
+    back, total = activation.vjp(g, torch.full_like(y, torch.nan))
     torch.testing.assert_close((activation.activated, da), jvp(torch.relu, y, dy))
     torch.testing.assert_close(back, vjp(torch.relu, y, g)[1])
     torch.testing.assert_close(total, back.sum((0, 2, 3)))

@@ -25,8 +25,8 @@ from imaml_lightning.inner import (
     InnerSolver,
     Nesterov,
 )
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.solution import Result, Solution
 
 RTOL = 1e-3
 

@@ -1,4 +1,4 @@
-"""Who imports whom: the layers of the design, read from the source."""
+"""Who imports whom: the rooms of the package, read from the source."""
 
 from __future__ import annotations
 
@@ -11,42 +11,28 @@ import pytest
 PACKAGE = "imaml_lightning"
 ROOT = Path(__file__).parents[1] / PACKAGE
 FILES = sorted(ROOT.rglob("*.py"))
-INSIDE = [path for path in FILES if path != ROOT / "__init__.py"]
 
-# Each layer with those directly below it; it may import these, what lies below them, and the leaves. A layer that is
-# not named here may import the leaves. __init__ is the table of contents and may import everything.
-LEAVES = {"checkpoint", "compat", "errors", "checks", "rows", "episode", "solution", "metrics"}
+# Each room with those directly below it; it may import these, what lies below them, and the leaves.
+# __init__ is the table of contents and may import everything.
+LEAVES = {"episode", "errors", "_compat"}
 BELOW: dict[str, set[str]] = {
     "__main__": {"cli"},
-    "cli": {"meta_learner", "data", "callbacks", "loggers", "predictor", "signals"},
-    "predictor": {"meta_learner"},
-    "callbacks": {"compiled", "data", "diagnostics", "figures", "loggers", "signals"},
-    "loggers": set(),
-    "signals": set(),
-    "figures": {"objective"},
-    "evaluation": {"diagnostics", "data", "checkpoint"},
-    "uncertainty": {"diagnostics"},
-    "diagnostics": {"meta_learner"},
-    "dashboard": set(),
-    "meta_learner": {"adaptation", "calibration", "models"},
-    "calibration": {"objective"},
-    "adaptation": {"inner", "linear", "curvature", "objective", "optimizers"},
-    "inner": {"linear", "curvature", "objective"},
-    "linear": set(),
-    "optimizers": {"parameters"},
-    "curvature": {"linearisation"},
-    "objective": {"linearisation"},
-    "linearisation": {"compiled", "proximal"},
-    "compiled": {"parameters"},
-    "proximal": {"parameters"},
-    "parameters": set(),
+    "cli": {"run"},
+    "run": {"evaluation"},
+    "evaluation": {"learner", "data"},
+    "learner": {"adaptation", "models"},
+    "adaptation": {"inner", "linear", "optimizers"},
+    "inner": {"linear"},
+    "linear": {"problem"},
+    "optimizers": {"problem"},
+    "problem": set(),
     "models": set(),
     "data": set(),
     **{leaf: set() for leaf in LEAVES},
 }
 
 
-def layer(path: Path) -> str:
+def room(path: Path) -> str:
     """The package or module, directly in imaml_lightning, that a file belongs to."""
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
@@ -59,52 +45,34 @@ def imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative imports are not used"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
+            yield from (str(a.value) for a in node.args if isinstance(a, ast.Constant))
 
 
 def below(name: str) -> set[str]:
-    """Every layer that ``name`` may import: what lies below it, directly or not, itself, and the leaves."""
-    found, waiting = set(LEAVES), [name]
-    while waiting:
-        found.add(one := waiting.pop())
-        waiting += BELOW.get(one, set()) - found
-    return found
+    """Every room that ``name`` may import: what lies below it, directly or not, itself, and the leaves."""
+    return {name} | LEAVES if not BELOW[name] else {name}.union(*map(below, BELOW[name]))
 
 
-@pytest.mark.parametrize("path", INSIDE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_tree_is_the_one_stated_here() -> None:
+    assert {room(path) for path in FILES} == {"__init__", *BELOW}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p != ROOT / "__init__.py"], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_imports_go_down_only(path: Path) -> None:
-    allowed = below(layer(path))
     for name in imports(path):
         package, _, rest = name.partition(".")
         if package == PACKAGE:
-            assert rest.split(".")[0] in allowed, f"{layer(path)} may not import {name}"
-
-
-def test_the_layers_have_no_cycle() -> None:
-    for name, direct in BELOW.items():
-        assert all(name not in below(other) - LEAVES for other in direct), name
-
-
-def test_every_layer_named_here_exists() -> None:
-    assert {"cli", "meta_learner", "adaptation", "inner", "linear", "data", "models"} <= {layer(path) for path in FILES}
+            assert rest.split(".")[0] in below(room(path)), f"{room(path)} may not import {name}"
 
 
 def test_data_and_learning_do_not_know_each_other() -> None:
-    assert not {"meta_learner", "adaptation", "models"} & below("data")
-    assert "data" not in below("meta_learner")
+    assert below("data") == {"data"} | LEAVES
+    assert "data" not in below("learner")
 
 
-def test_one_file_imports_torchmeta() -> None:
-    users = {path.name for path in FILES for name in imports(path) if name.split(".")[0] == "torchmeta"}
-    assert users == {"torchmeta_adapter.py"}
-
-
-def test_only_compat_imports_torchmeta_at_run_time() -> None:
-    dynamic = {
-        path.name
-        for path in FILES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call)
-        and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("import_module", "__import__")
-        and any(isinstance(a, ast.Constant) and str(a.value).startswith("torchmeta") for a in node.args)
-    }
-    assert dynamic == {"compat.py"}  # to mend it
+def test_only_data_torchmeta_imports_torchmeta() -> None:
+    users = {path.parent for path in FILES for name in imports(path) if name.split(".")[0] == "torchmeta"}
+    assert users == {ROOT / "data" / "torchmeta"}

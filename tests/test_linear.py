@@ -23,7 +23,7 @@ from imaml_lightning.linear import (
     Nystrom,
     NystromPreconditioner,
 )
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.solution import Result, Solution
 
 SOLVERS: dict[str, LinearSolver] = {name: replace(solver, rtol=1e-4) for name, solver in LINEAR_SOLVERS.items()}
 SOLVERS["nystrom_low_rank"] = Nystrom(rank=6)

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from imaml_lightning.adaptation import FirstOrder, Implicit
-from imaml_lightning.calibration import seconds_a_task
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.inner import GradientDescent
-from imaml_lightning.meta_learner import MAX_SKIPPED, MetaLearner, validation_figures
+from imaml_lightning.learner.calibration import seconds_a_task
+from imaml_lightning.learner.meta_learner import MAX_SKIPPED, MetaLearner, validation_figures
 from imaml_lightning.models import Conv4
-from imaml_lightning.proximal import ProximalTerm
+from imaml_lightning.problem.proximal import ProximalTerm
 
 STEPS = 4
 pytestmark = pytest.mark.filterwarnings(
@@ -131,6 +131,21 @@ def test_evaluation_gives_true_figures_time_after_time(inference_mode: bool) -> 
     torch.testing.assert_close(predicted.sum(-1), torch.ones(9, 9))
 
 
+@pytest.mark.parametrize("names", [("a", "b"), (0, 1)])
+def test_each_of_several_test_loaders_has_figures_of_its_own(names: tuple) -> None:
+    learner, loaders = build(), [loader(2, seed=9), loader(3, seed=20)]
+    alone = [trainer().test(learner, one, verbose=False)[0] for one in loaders]
+    given = dict(zip(names, loaders, strict=True)) if names[0] == "a" else loaders
+    [together, _] = trainer().test(learner, given, verbose=False)
+    expected = {
+        f"test/{n}/{key.removeprefix('test/')}": v
+        for n, one in zip(names, alone, strict=True)
+        for key, v in one.items()
+    }
+    assert together == expected
+    assert alone[0]["test/loss"] != alone[1]["test/loss"]
+
+
 @pytest.mark.parametrize("inference_mode", [True, False])
 def test_validation_changes_nothing(inference_mode: bool) -> None:
     plain, checked = build(), build()
@@ -152,7 +167,9 @@ def test_chunks_change_results_by_rounding_only() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*")  # it is the command line's that is
 def test_a_measured_chunk_is_kept_for_the_run_and_its_checkpoints(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("imaml_lightning.calibration._seconds", lambda of: {1: 3.0, 2: 1.0, 3: 2.0}[len(of.support.x)])
+    monkeypatch.setattr(
+        "imaml_lightning.learner.calibration._seconds", lambda of: {1: 3.0, 2: 1.0, 3: 2.0}[len(of.support.x)]
+    )
     learner, run = build(task_chunk="measured").double(), trainer(2)
     run.fit(learner, DataLoader([images(tasks=3, seed=i) for i in range(2)], batch_size=None))
     assert learner._chunk_size() == 2  # half a second a task, where one alone takes three

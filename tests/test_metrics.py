@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from imaml_lightning.metrics import EpisodeMean
+from imaml_lightning.learner.metrics import EpisodeMean
 
 
 @pytest.mark.parametrize("sizes", [[2], [1, 1], [4, 1, 7], [100, 100]])

@@ -9,7 +9,7 @@ from torch import nn
 from imaml_lightning.adaptation import Unrolled
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
-from imaml_lightning.meta_learner import MetaLearner
+from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.models import MLP, VGG, Conv4, DenseNet, LearnedLoss, ResNet
 from imaml_lightning.optimizers import SGD
 

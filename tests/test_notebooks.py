@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from matplotlib.figure import Figure
 
-from imaml_lightning.figures import sliders
+from imaml_lightning.evaluation.figures import sliders
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -56,7 +56,7 @@ print(drawn)
 """
 SLIDERS = """
 from matplotlib.figure import Figure
-from imaml_lightning.figures import sliders
+from imaml_lightning.evaluation.figures import sliders
 drawn = []
 def draw(strength):
     drawn.append(strength)

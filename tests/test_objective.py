@@ -9,9 +9,9 @@ from tiny_learners import Temperature, images, implicit, learner, points, proble
 from torch import Tensor, nn
 
 from imaml_lightning.episode import Episode
-from imaml_lightning.meta_learner import MetaLearner
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.parameters import per_task
+from imaml_lightning.learner.meta_learner import MetaLearner
+from imaml_lightning.problem.network import per_task
+from imaml_lightning.problem.objective import InnerObjective
 
 CASES = {
     "images": (lambda: learner(smooth_conv(), implicit(per="tensor")), images),
@@ -50,9 +50,9 @@ def test_value_and_derivatives(case: str, tasks: int) -> None:
         torch.testing.assert_close(inner.support_loss(phi)[i], problem.loss(row, m, problem.support))
         torch.testing.assert_close(gradient[i], slope)
         torch.testing.assert_close(at.gradient[i], slope)
-        torch.testing.assert_close(at.support_gradient[i], support)
+        torch.testing.assert_close(at.loss.gradient[i], support)
         torch.testing.assert_close(at.proximal_gradient[i], slope - support)
-        torch.testing.assert_close(at.outputs[i], problem.outputs(row, m, problem.support[0]))
+        torch.testing.assert_close(at.loss.outputs[i], problem.outputs(row, m, problem.support[0]))
         torch.testing.assert_close(at.stationarity()[i], slope.norm() / support.norm())
 
 

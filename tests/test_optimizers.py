@@ -24,7 +24,7 @@ from imaml_lightning.optimizers import (
     RMSprop,
     Rprop,
 )
-from imaml_lightning.parameters import FlatNetwork
+from imaml_lightning.problem.network import FlatNetwork
 
 # The product's rule, torch's with the same hyper-parameters.
 RULES = {

@@ -13,17 +13,17 @@ from tiny_learners import implicit, learner, smooth_mlp
 from torch import nn
 
 from imaml_lightning.cli.report import write_predictions
-from imaml_lightning.curvature import GaussNewton
 from imaml_lightning.data import SPLITS, EpisodeDataModule, Tasks
 from imaml_lightning.data.datamodule import as_float
 from imaml_lightning.episode import IGNORED, Episode, Examples
 from imaml_lightning.errors import UsageError
-from imaml_lightning.evaluation import Evaluation, calibration, evaluate, extremes, one_at_a_time
-from imaml_lightning.figures import contact_sheet, regression_fits
-from imaml_lightning.meta_learner import MetaLearner
+from imaml_lightning.evaluation.figures import contact_sheet, regression_fits
+from imaml_lightning.evaluation.protocols import Evaluation, calibration, evaluate, extremes, one_at_a_time
+from imaml_lightning.evaluation.uncertainty import predictive_variance
+from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.models import MLP
-from imaml_lightning.proximal import LowRankProximalTerm, NoProximalTerm
-from imaml_lightning.uncertainty import predictive_variance
+from imaml_lightning.problem.curvature import GaussNewton
+from imaml_lightning.problem.proximal import LowRankProximalTerm, NoProximalTerm
 
 COUNT = 12
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
@@ -149,6 +149,12 @@ def test_a_network_that_would_count_padding_is_not_evaluated() -> None:
     network = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3))
     with pytest.raises(UsageError, match="would count the padding"):
         evaluate(MetaLearner(network), data, episodes=2)
+    running = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    built = MetaLearner(running, adapt=["2.*"])
+    evaluate(built, data, episodes=2)  # by its running statistics
+    with pytest.raises(UsageError, match="would count the padding"):
+        data.check_network(built)
+    data.check_network(built, training=False)
 
 
 def test_padding_is_not_predicted(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from tiny_data import Tiny
 from tiny_learners import smooth_conv
 
 from imaml_lightning.adaptation import Implicit
-from imaml_lightning.callbacks import pictures
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.inner import GradientDescent
-from imaml_lightning.meta_learner import MetaLearner
+from imaml_lightning.learner.meta_learner import MetaLearner
+from imaml_lightning.run.callbacks import pictures
 
 
 class Counted(pictures.Pictures):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from imaml_lightning.callbacks import ProgressBar
+from imaml_lightning.run.callbacks import ProgressBar
 
 ERRORS = {"train/inner_stationarity": torch.tensor(0.0512), "train/linear_residual": torch.tensor(0.00634)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from imaml_lightning.solution import Result, Solution, indicators
+from imaml_lightning.problem.solution import Result, Solution, indicators
 
 R = Result
 # The solver's code, the residual measured afterwards (the tolerance is 1), the code that is right.

@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from torch.func import grad, hessian
 
 from imaml_lightning.adaptation import Implicit
-from imaml_lightning.curvature import Curvature, FiniteDifference, GaussNewton, Hessian
 from imaml_lightning.inner import (
     BlackBox,
     GradientDescent,
     InnerSolver,
 )
+from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.linear import (
     Dense,
     LinearSolver,
 )
-from imaml_lightning.meta_learner import MetaLearner
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.curvature import Curvature, FiniteDifference, GaussNewton, Hessian
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.solution import Result, Solution
 
 EPISODE = points(tasks=2)
 STRENGTH = 2.0

@@ -25,9 +25,9 @@ from imaml_lightning.adaptation import Continued, FirstOrder, MAMLPlusPlus, Rept
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.inner import GradientDescent
-from imaml_lightning.meta_learner import MetaLearner
+from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.optimizers import SGD, Adam, CoordinateWise, Learned, RMSprop
-from imaml_lightning.proximal import NoProximalTerm, ProximalTerm
+from imaml_lightning.problem.proximal import NoProximalTerm, ProximalTerm
 
 HEAD = ["head.weight", "head.bias"]
 LR = 0.3

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from imaml_lightning.callbacks import waiting
-from imaml_lightning.callbacks.waiting import Waiting
+from imaml_lightning.run.callbacks import waiting
+from imaml_lightning.run.callbacks.waiting import Waiting
 
 
 def test_share_between_steps_without_validation(monkeypatch: pytest.MonkeyPatch) -> None:

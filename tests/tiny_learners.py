@@ -11,12 +11,12 @@ from oracles import RAW, PlainBatchNorm, Problem
 from torch import Tensor, nn
 
 from imaml_lightning.adaptation import Adaptation, Implicit
-from imaml_lightning.curvature import Curvature, Hessian
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.inner import GradientDescent
+from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.linear import ConjugateGradient
-from imaml_lightning.meta_learner import MetaLearner
-from imaml_lightning.proximal import ProximalTerm
+from imaml_lightning.problem.curvature import Curvature, Hessian
+from imaml_lightning.problem.proximal import ProximalTerm
 
 
 class Temperature(nn.Module):

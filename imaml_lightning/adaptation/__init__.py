@@ -1,6 +1,6 @@
 """Adaptations: the members of the MAML family."""
 
-from imaml_lightning.adaptation.base import Adaptation, Adapted, LazilyCertified
+from imaml_lightning.adaptation.base import Adaptation, Adapted
 from imaml_lightning.adaptation.continued import Continued
 from imaml_lightning.adaptation.first_order import FirstOrder
 from imaml_lightning.adaptation.implicit import Implicit
@@ -14,7 +14,6 @@ __all__ = [
     "Continued",
     "FirstOrder",
     "Implicit",
-    "LazilyCertified",
     "MAMLPlusPlus",
     "Reptile",
     "Unrolled",

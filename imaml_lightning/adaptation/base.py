@@ -10,45 +10,61 @@ from functools import cached_property
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.parameters import FlatNetwork
-from imaml_lightning.proximal import ProximalTerm
-from imaml_lightning.solution import Solution
+from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.problem.objective import InnerObjective, LinearisedObjective
+from imaml_lightning.problem.proximal import ProximalTerm
+from imaml_lightning.problem.solution import Solution
 
 
 @dataclass
+class LinearSolve:
+    """What became of the linear solve; filled in by the backward pass."""
+
+    solution: Solution | None = None
+
+
 class Adapted:
     """What adaptation gives for a chunk of tasks.
 
-    ``linear`` is None until the backward pass has solved the linear system, and where there is none to solve.
+    Args:
+        phi: φ ``[task, param]``, differentiable.
+        solution: of the inner problem, as its solver knew it.
+        objective: the inner problem.
+        path: φ on the way, where the outer loss asks for it; φ itself is the last.
+        at: the inner problem linearised at φ; None makes it when it is first asked for: one gradient evaluation.
+        linear_solve: where the backward pass puts its report.
     """
 
-    phi: Tensor  # [task, param], differentiable
-    inner: Solution
-    stationarity: Tensor  # [task], ‖∇_φ G‖ / ‖∇L_S‖ at φ
-    linear: Solution | None = None
-    path: Sequence[Tensor] = ()  # φ on the way, where the outer loss asks for it; φ itself is the last
+    def __init__(
+        self,
+        phi: Tensor,
+        solution: Solution,
+        objective: InnerObjective,
+        path: Sequence[Tensor] = (),
+        at: LinearisedObjective | None = None,
+        linear_solve: LinearSolve | None = None,
+    ) -> None:
+        self.phi, self.path = phi, path
+        self._solution, self._objective, self._at, self._linear_solve = solution, objective, at, linear_solve
 
-
-class LazilyCertified(Adapted):
-    """Adapted whose certificate costs a gradient evaluation at φ, which is made when the log first asks for it."""
-
-    def __init__(self, phi: Tensor, solution: Solution, objective: InnerObjective, path: Sequence[Tensor] = ()) -> None:
-        self.phi, self.linear, self.path = phi, None, path
-        self._solution, self._objective = solution, objective
+    @property
+    def linear(self) -> Solution | None:
+        """The linear solve; None until the backward pass has made it, and where there is none to make."""
+        return self._linear_solve.solution if self._linear_solve else None
 
     @cached_property
-    def _certificate(self) -> tuple[Solution, Tensor]:
-        at = self._objective.linearise(self._solution.value)
-        return self._solution.certified(at.gradient.detach().norm(dim=1)), at.stationarity()
+    def inner(self) -> Solution:
+        """The inner solve, certified by ‖∇_φ G‖ at φ."""
+        return self._solution.certified(self._linearised.gradient.detach().norm(dim=1))
 
-    @property
-    def inner(self) -> Solution:  # type: ignore[override]  # nobody assigns to it
-        return self._certificate[0]
+    @cached_property
+    def stationarity(self) -> Tensor:
+        """‖∇_φ G‖ / ‖∇L_S‖ at φ ``[task]``."""
+        return self._linearised.stationarity()
 
-    @property
-    def stationarity(self) -> Tensor:  # type: ignore[override]
-        return self._certificate[1]
+    @cached_property
+    def _linearised(self) -> LinearisedObjective:
+        return self._at or self._objective.linearise(self._solution.value)
 
 
 class Adaptation(nn.Module, ABC):
@@ -58,6 +74,9 @@ class Adaptation(nn.Module, ABC):
         proximal: the regulariser λ/2 ‖φ − θ‖² of the inner objective.
     """
 
+    regroups = (
+        False  # whether it evaluates examples in other batches than their sets, so that the network has to stay whole
+    )
     constant = False  # whether every meta-step does the same work on other numbers, so that it can be recorded
 
     def __init__(self, proximal: ProximalTerm) -> None:

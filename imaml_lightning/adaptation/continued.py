@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,9 +13,9 @@ from imaml_lightning.adaptation.base import Adapted
 from imaml_lightning.adaptation.unrolled import Unrolled
 from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
-from imaml_lightning.objective import InnerObjective
 from imaml_lightning.optimizers import SGD, DifferentiableOptimizer, Learned, State
-from imaml_lightning.parameters import FlatNetwork
+from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.problem.objective import InnerObjective
 
 
 class Continued(Unrolled):
@@ -35,6 +36,8 @@ class Continued(Unrolled):
     Source: Grefenstette et al. (2019), section 4.1, the experiment of its figure 1.
     """
 
+    regroups = True
+
     def __init__(
         self, optimizer: DifferentiableOptimizer = SGD(), steps: int = 5, learned: Sequence[Learned] = ()
     ) -> None:
@@ -54,7 +57,7 @@ class Continued(Unrolled):
         state = self._start(phi)
         for number in range(self.steps):
             batch = Examples(*(part[:, number :: self.steps] for part in objective.support))
-            here = InnerObjective(objective.network, batch, theta, objective.proximal, objective.criterion)
+            here = replace(objective, support=batch, theta=theta)
             phi, state = self._walk(here, range(number, number + 1), exact, phi, state)
         self.end = phi.detach(), {name: value.detach() for name, value in state.items()}
         return self._adapted(phi, self.steps, objective, [])

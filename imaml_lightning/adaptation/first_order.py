@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from imaml_lightning.adaptation.base import Adaptation, Adapted, LazilyCertified
+from imaml_lightning.adaptation.base import Adaptation, Adapted
 from imaml_lightning.inner import GradientDescent, InnerSolver
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.proximal import ProximalTerm
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.proximal import ProximalTerm
 
 
 class FirstOrder(Adaptation):
@@ -33,4 +33,4 @@ class FirstOrder(Adaptation):
         with torch.no_grad():
             solution = self.inner_solver.minimise(objective, objective.start())
         theta = objective.theta
-        return LazilyCertified(solution.value + (theta - theta.detach()), solution, objective)
+        return Adapted(solution.value + (theta - theta.detach()), solution, objective)

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from imaml_lightning.adaptation.base import Adaptation, Adapted
-from imaml_lightning.curvature import Curvature, GaussNewton
+from imaml_lightning.adaptation.base import Adaptation, Adapted, LinearSolve
 from imaml_lightning.inner import GradientDescent, InnerSolver
 from imaml_lightning.linear import ConjugateGradient, LinearSolver
-from imaml_lightning.linearisation import Linearisation
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.proximal import ProximalTerm
+from imaml_lightning.problem.curvature import Curvature, GaussNewton, Operator
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.precision import full_precision
+from imaml_lightning.problem.proximal import ProximalTerm
 
 
 class Implicit(Adaptation):
     """iMAML: φ*(θ) = argmin_φ G(φ, θ), differentiated where it stands, however it was found.
 
-    At φ*, ∇_φ G = 0, so for every tensor m on which G depends (θ, λ, parameters that are not adapted):
+    At φ*, ∇_φ G = 0, so for every tensor m on which G depends (θ, λ, features, parameters that are not adapted):
 
         A u = v,  A ≈ ∇²_φφ G,  v = ∂L_Q/∂φ*;     dL_Q/dm = ∂L_Q/∂m − (∂/∂m ∇_φ G)ᵀ u
 
@@ -54,39 +53,44 @@ class Implicit(Adaptation):
     def forward(self, objective: InnerObjective) -> Adapted:
         with torch.no_grad():
             solution = self.inner_solver.minimise(objective, objective.start())
-        at = objective.linearise(solution.value)
-        inner = solution.certified(at.gradient.detach().norm(dim=1))
-        adapted = Adapted(inner.value, inner, stationarity=at.stationarity())
+        at, linear_solve = objective.linearise(solution.value), LinearSolve()
+        adapted = Adapted(solution.value, solution, objective, at=at, linear_solve=linear_solve)
         if torch.is_grad_enabled():
-            # Held strongly it would close a cycle through phi's graph, which then lives until garbage is collected.
-            report = weakref.ref(adapted)
-
-            def solve(v: Tensor) -> Tensor:
-                linear = self.linear_solver.solve(lambda u: self.curvature.product(at, u), v)
-                if (to := report()) is not None:
-                    to.linear = linear
-                # A solver answers what is not a number by u = 0; the meta-gradient must not look sound because of it.
-                return torch.where(v.isfinite().all(1, keepdim=True), linear.value, torch.nan)
-
-            adapted.phi = _ImplicitLayer.apply(inner.value, at, solve, *objective.dependencies())
+            system = LinearSystem(Operator(self.curvature, at), self.linear_solver, linear_solve)
+            adapted.phi = _ImplicitLayer.apply(solution.value, system, *objective.dependencies())
         return adapted
+
+
+@dataclass
+class LinearSystem:
+    """A u = v with the solver for it, and where the report goes. It knows no φ of any graph, so it closes no cycle."""
+
+    operator: Operator
+    solver: LinearSolver
+    report: LinearSolve
+
+    def solve(self, v: Tensor) -> Tensor:
+        """u ``[task, param]``."""
+        solution = self.report.solution = self.solver.solve(self.operator, v)
+        # A solver answers what is not a number by u = 0; the meta-gradient must not look sound because of it.
+        return torch.where(v.isfinite().all(1, keepdim=True), solution.value, torch.nan)
 
 
 class _ImplicitLayer(torch.autograd.Function):
     """φ* as a function of the tensors m on which ∇_φ G(φ*, m) = 0 depends."""
 
     @staticmethod
-    def forward(
-        ctx: Any, phi: Tensor, at: Linearisation, solve: Callable[[Tensor], Tensor], *dependencies: Tensor
-    ) -> Tensor:
-        ctx.at, ctx.solve, ctx.dependencies = at, solve, dependencies
+    def forward(ctx: Any, phi: Tensor, system: LinearSystem, *dependencies: Tensor) -> Tensor:
+        ctx.system, ctx.dependencies = system, dependencies
         return phi.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        u = ctx.solve(v)
+        u = ctx.system.solve(v)
         # Naming the inputs keeps autograd from walking back to φ as well, which would cost one more Hessian product.
         # The graph is kept because the caller may come again (retain_graph=True); it goes when the layer's output goes.
-        pulled = torch.autograd.grad(ctx.at.gradient, ctx.dependencies, -u, retain_graph=True, allow_unused=True)
-        return None, None, None, *pulled
+        gradient = ctx.system.operator.at.gradient
+        with full_precision(u.device):
+            pulled = torch.autograd.grad(gradient, ctx.dependencies, -u, retain_graph=True, allow_unused=True)
+        return None, None, *pulled

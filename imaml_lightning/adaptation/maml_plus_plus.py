@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from imaml_lightning import checks
 from imaml_lightning.adaptation.base import Adapted
 from imaml_lightning.adaptation.unrolled import Unrolled
-from imaml_lightning.objective import InnerObjective
+from imaml_lightning.errors import check_at_least
 from imaml_lightning.optimizers import SGD, DifferentiableOptimizer, Learned
-from imaml_lightning.parameters import FlatNetwork
-from imaml_lightning.proximal import ProximalTerm
+from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.proximal import ProximalTerm
 
 
 class MAMLPlusPlus(Unrolled):
@@ -50,7 +50,7 @@ class MAMLPlusPlus(Unrolled):
     ) -> None:
         learned = [Learned("lr", "tensor", per_step=True)] if learned is None else learned
         super().__init__(optimizer, steps, eval_steps, learned=learned, proximal=proximal)
-        checks.at_least(0, "adaptation", multi_step_until=multi_step_until, first_order_until=first_order_until)
+        check_at_least(0, "adaptation", multi_step_until=multi_step_until, first_order_until=first_order_until)
         self.multi_step_until, self.first_order_until = multi_step_until, first_order_until
         self.register_buffer("meta_steps", torch.zeros((), dtype=torch.int64))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
 from imaml_lightning.adaptation.base import Adapted
 from imaml_lightning.adaptation.unrolled import Unrolled
 from imaml_lightning.episode import Examples
-from imaml_lightning.objective import InnerObjective
+from imaml_lightning.errors import check_at_least
 from imaml_lightning.optimizers import Adam, DifferentiableOptimizer
-from imaml_lightning.proximal import ProximalTerm
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.proximal import ProximalTerm
 
 
 class Reptile(Unrolled):
@@ -31,6 +31,8 @@ class Reptile(Unrolled):
     Cost: steps + eval_steps gradient evaluations. Source: Nichol, Achiam, Schulman (2018), algorithm 1 and section 6.1.
     """
 
+    regroups = True
+
     def __init__(
         self,
         optimizer: DifferentiableOptimizer = Adam(beta1=0.0),
@@ -40,7 +42,7 @@ class Reptile(Unrolled):
         proximal: ProximalTerm | None = None,
     ) -> None:
         super().__init__(optimizer, steps, eval_steps, backward_steps=0, proximal=proximal)
-        checks.at_least(1, "adaptation", batch=batch)
+        check_at_least(1, "adaptation", batch=batch)
         self.batch = batch
 
     def forward(self, objective: InnerObjective) -> Adapted:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from imaml_lightning import checks
-from imaml_lightning.adaptation.base import Adaptation, Adapted, LazilyCertified
-from imaml_lightning.errors import UsageError
-from imaml_lightning.objective import InnerObjective
+from imaml_lightning.adaptation.base import Adaptation, Adapted
+from imaml_lightning.errors import UsageError, check_at_least
 from imaml_lightning.optimizers import SGD, DifferentiableOptimizer, Learned, State
-from imaml_lightning.parameters import FlatNetwork
-from imaml_lightning.proximal import NoProximalTerm, ProximalTerm
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.proximal import NoProximalTerm, ProximalTerm
+from imaml_lightning.problem.randomness import Generators
+from imaml_lightning.problem.solution import Result, Solution
 
 
 class Unrolled(Adaptation):
@@ -60,8 +60,8 @@ class Unrolled(Adaptation):
         proximal: ProximalTerm | None = None,
     ) -> None:
         super().__init__(proximal or NoProximalTerm())
-        checks.at_least(1, "adaptation", steps=steps, eval_steps=steps if eval_steps is None else eval_steps)
-        checks.at_least(0, "adaptation", backward_steps=backward_steps or 0)
+        check_at_least(1, "adaptation", steps=steps, eval_steps=steps if eval_steps is None else eval_steps)
+        check_at_least(0, "adaptation", backward_steps=backward_steps or 0)
         self.optimizer, self.steps, self.eval_steps = optimizer, steps, eval_steps or steps
         self.backward_steps, self.checkpoint = backward_steps, checkpoint
         self.learned = nn.ModuleDict({each.name: each for each in learned})
@@ -76,6 +76,8 @@ class Unrolled(Adaptation):
         for each in self.learned.values():
             assert isinstance(each, Learned)
             each.fit_to(network, self.optimizer, self.steps)
+        if self.outer_moments and network.any_way:
+            raise UsageError("outer_moments need a head of a fixed number of classes: leave them out")
         if self.outer_moments:
             self.register_buffer("outer_steps", torch.zeros((), dtype=torch.int64))
             for name in self.optimizer.moments:
@@ -120,7 +122,7 @@ class Unrolled(Adaptation):
         taken = torch.full_like(phi[:, 0], steps, dtype=torch.int64)
         unsolved, unknown = torch.full_like(taken, Result.STEP_LIMIT), torch.full_like(phi[:, 0].detach(), torch.nan)
         solution = Solution(phi.detach(), unsolved, taken, unknown, torch.zeros_like(unknown))
-        return LazilyCertified(phi, solution, objective, path)
+        return Adapted(phi, solution, objective, path)
 
     def _segments(self, exact_from: int, steps: int) -> list[range]:
         """The steps in consecutive parts; φ at the end of each is kept, and with ``checkpoint`` nothing between."""
@@ -142,7 +144,8 @@ class Unrolled(Adaptation):
         for number in numbers:
             graph = exact and torch.is_grad_enabled()
             gradient = objective.gradient(phi) if graph else objective.value_and_gradient(phi)[1]
-            options = {name: each(number + 1) for name, each in self.learned.items()}
+            expand = objective.network.expand
+            options = {name: expand(each(number + 1), phi.shape[1]) for name, each in self.learned.items()}
             # Only a TorchRule, which is a dataclass, has something to learn.
             optimizer = replace(self.optimizer, **options) if options else self.optimizer  # type: ignore[type-var]
             phi, state = optimizer.update(phi, gradient, state, before + number + 1)
@@ -178,13 +181,14 @@ class _Segment(torch.autograd.Function):
     def forward(ctx: Any, flat: Callable[..., tuple[Tensor, ...]], moving: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.flat, ctx.moving = flat, moving
         ctx.save_for_backward(*tensors)
+        ctx.generators = Generators(tensors[0].device)
         return flat(*tensors[:moving])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         starts = [t.detach().requires_grad_() for t in ctx.saved_tensors[: ctx.moving]]
-        with torch.enable_grad():
+        with torch.enable_grad(), ctx.generators.again():  # a network that draws, as dropout does, draws the same again
             ends = ctx.flat(*starts)
         inputs = [*starts, *ctx.saved_tensors[ctx.moving :]]
         return None, None, *torch.autograd.grad(ends, inputs, slopes, allow_unused=True)

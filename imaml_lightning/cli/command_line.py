@@ -14,17 +14,18 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from torch import Tensor
 
-from imaml_lightning.callbacks import PlainProgress, ProgressBar
-from imaml_lightning.checkpoint import CONFIG_KEY, TRUSTED, WholeCheckpoints, find_checkpoint
+from imaml_lightning.cli.class_names import find_our_classes
 from imaml_lightning.cli.complaint import one_line, refusal
 from imaml_lightning.cli.config import check_restored, peek_options, refuse_lost_options
 from imaml_lightning.cli.defaults import DEFAULT_NAME, DEFAULT_OUTPUT, FIRST_LOOK, TRAINER_DEFAULTS
-from imaml_lightning.cli.report import figures_line, print_summary, write_predictions
-from imaml_lightning.cli.run import RunFolder
+from imaml_lightning.cli.report import figures_lines, print_summary, write_predictions
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.errors import DataError, UsageError
-from imaml_lightning.meta_learner import MetaLearner, validation_figures
-from imaml_lightning.signals import Signals
+from imaml_lightning.learner.checkpoint import CONFIG_KEY, TRUSTED, WholeCheckpoints, find_checkpoint
+from imaml_lightning.learner.meta_learner import MetaLearner, validation_figures
+from imaml_lightning.run.callbacks import PlainProgress, ProgressBar
+from imaml_lightning.run.folder import RunFolder
+from imaml_lightning.run.signals import Signals
 
 
 class CommandLine(LightningCLI):
@@ -36,6 +37,7 @@ class CommandLine(LightningCLI):
 
     def __init__(self, signals: Signals, args: ArgsType) -> None:
         self.signals = signals
+        find_our_classes()
         super().__init__(
             MetaLearner,
             EpisodeDataModule,
@@ -181,7 +183,7 @@ class CommandLine(LightningCLI):
         except (UsageError, OSError) as error:
             raise DataError(one_line(error)) from error
         self.datamodule.setup(self.subcommand)
-        self.datamodule.check_network(self.model)
+        self.datamodule.check_network(self.model, training=self.subcommand == "fit")
 
     def _check_monitor(self, monitor: str, mode: str) -> None:
         """Refuse a figure that validation does not log, or of which the worst would be kept.
@@ -233,8 +235,8 @@ class CommandLine(LightningCLI):
         metrics = self.trainer.test(model, kwargs["datamodule"], ckpt_path=best, weights_only=True, verbose=False)[0]
         if self.trainer.is_global_zero:
             print_summary(
-                {
-                    "test": f"{figures_line(metrics, 'test')}, {self.datamodule.test_episodes} episodes",
+                self._figures("test", metrics)
+                | {
                     "checkpoint": f"{best}{missing}",
                     "logs, pictures": str(self.run.path),
                     "evaluate again": f"python -m imaml_lightning test --ckpt_path {best}",
@@ -259,9 +261,14 @@ class CommandLine(LightningCLI):
 
     def _evaluate(self, stage: str, metrics: Sequence[Mapping[str, float]]) -> None:
         if self.trainer.is_global_zero:
-            episodes = getattr(self.datamodule, f"{stage}_episodes")
             weights = str(self.checkpoint or "random, as asked by --untrained")
-            print_summary({stage: f"{figures_line(metrics[0], stage)}, {episodes} episodes", "weights": weights})
+            print_summary(self._figures(stage, metrics[0]) | {"weights": weights})
+
+    def _figures(self, stage: str, metrics: Mapping[str, Tensor | float]) -> dict[str, str]:
+        """What was reached, a line for each setting of the test."""
+        episodes = getattr(self.datamodule, f"{stage}_episodes")
+        lines = figures_lines(metrics, stage, list(self.datamodule.settings) if stage == "test" else [])
+        return {name: f"{line}, {episodes} episodes" for name, line in lines.items()}
 
 
 class _Parser(LightningArgumentParser):

@@ -17,7 +17,7 @@ FIRST_LOOK = {
                 "class_path": "imaml_lightning.linear.ConjugateGradient",
                 "init_args": {"rtol": 0.01},
             },
-            "proximal": {"class_path": "imaml_lightning.proximal.ProximalTerm"},
+            "proximal": {"class_path": "imaml_lightning.problem.ProximalTerm"},
         },
     },
     "model.criterion": {"class_path": "torch.nn.CrossEntropyLoss"},

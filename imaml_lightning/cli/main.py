@@ -12,11 +12,12 @@ import wandb
 
 from imaml_lightning.cli import commands
 from imaml_lightning.cli.class_change import forget_options_of_the_old_class
+from imaml_lightning.cli.class_names import find_our_classes
 from imaml_lightning.cli.command_line import CommandLine
-from imaml_lightning.cli.complaint import one_line, refusal
+from imaml_lightning.cli.complaint import one_line, refusal, warn_in_one_line
 from imaml_lightning.cli.freed_memory import keep_freed_memory
 from imaml_lightning.errors import Stopped, UsageError
-from imaml_lightning.signals import Signals
+from imaml_lightning.run.signals import Signals
 
 
 def main(args: list[str] | None = None) -> None:
@@ -27,7 +28,9 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own call of torch's pytree
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # ours: a run's folder
+    warn_in_one_line()
     forget_options_of_the_old_class()
+    find_our_classes()  # for data check; the CommandLine does so itself
     keep_freed_memory()
     # jsonargparse writes the comments only if asked to.
     sys.argv[1:] = ["--print_config=comments" if arg == "--print_config" else arg for arg in sys.argv[1:]]

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from jsonargparse import ArgumentParser
 
-from imaml_lightning.checkpoint import find_checkpoint
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.data.features import Features
-from imaml_lightning.data.images import PictureReader, class_folders, image_files
+from imaml_lightning.data.images import PictureReader, class_folders, image_files, warn_of_other_files
 from imaml_lightning.data.table import NO_LABEL, SUFFIXES, read_table
 from imaml_lightning.errors import DataError, UsageError
-from imaml_lightning.predictor import Predictor, adapt, load
+from imaml_lightning.evaluation.predictor import Predictor, adapt, load
+from imaml_lightning.learner.checkpoint import find_checkpoint
 
 
 def main(args: Sequence[str]) -> None:
@@ -98,6 +98,7 @@ def _read_folders(reading: Mapping[str, Any], support: str, query: str, target: 
     advice = "give a folder with one folder for each class."
     files = [(file, at.name) for at in class_folders(Path(support), advice) for file in image_files(at)]
     asked = image_files(Path(query))
+    warn_of_other_files([Path(query)], Path(query))
     if not files:
         raise UsageError(f"no pictures in {support}: put them into a folder for each class, {support}/class/*.png")
     if not asked:

@@ -23,6 +23,12 @@ def figures_line(metrics: Mapping[str, Tensor | float], stage: str) -> str:
     return "no figures"
 
 
+def figures_lines(metrics: Mapping[str, Tensor | float], stage: str, settings: Sequence[str]) -> dict[str, str]:
+    """``figures_line`` of each of the settings that the stage was about; of the stage itself where there are none."""
+    stages = [f"{stage}/{setting}" for setting in settings] or [stage]
+    return {name.replace("/", " "): figures_line(metrics, name) for name in stages}
+
+
 def print_summary(lines: dict[str, str]) -> None:
     """A small table at the end of a command: what was reached, and where everything lies."""
     for name, value in lines.items():

@@ -3,17 +3,17 @@
 from imaml_lightning.data.augment import Augment
 from imaml_lightning.data.bank import BankClass, ClassBank
 from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
-from imaml_lightning.data.benchmark import Benchmark
-from imaml_lightning.data.class_arrays import ClassTable, ClassTensors
 from imaml_lightning.data.class_source import ClassSource
 from imaml_lightning.data.datamodule import EpisodeDataModule, as_float
-from imaml_lightning.data.glyphs import Glyphs
-from imaml_lightning.data.image_folder import ImageFolder
-from imaml_lightning.data.omniglot import Omniglot
-from imaml_lightning.data.omniglot_challenge import OmniglotChallenge
-from imaml_lightning.data.one_problem import OneProblem
-from imaml_lightning.data.sinusoid import Harmonic, RandomFunctions, Sinusoid, SinusoidAndLine
-from imaml_lightning.data.tasks import Tasks, TaskTable
+from imaml_lightning.data.sources.benchmark import Benchmark
+from imaml_lightning.data.sources.class_arrays import ClassTable, ClassTensors
+from imaml_lightning.data.sources.glyphs import Glyphs
+from imaml_lightning.data.sources.image_folder import ImageFolder
+from imaml_lightning.data.sources.omniglot import Omniglot
+from imaml_lightning.data.sources.omniglot_challenge import OmniglotChallenge
+from imaml_lightning.data.sources.one_problem import OneProblem
+from imaml_lightning.data.sources.sinusoid import Harmonic, RandomFunctions, Sinusoid, SinusoidAndLine
+from imaml_lightning.data.sources.tasks import Tasks, TaskTable
 
 __all__ = [
     "SPLITS",

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
 from imaml_lightning.data.class_source import ClassSource, progress
 from imaml_lightning.data.datamodule import EpisodeDataModule
-from imaml_lightning.data.tasks import Tasks
+from imaml_lightning.data.sources.tasks import Tasks
 from imaml_lightning.errors import DataError, UsageError
 
 #: An example: its split, the class or task that it belongs to, and its content.
@@ -60,10 +60,11 @@ def check(data: EpisodeDataModule) -> None:
         print(f"{type(source).__name__} draws its tasks from a distribution: there is nothing to count.")
     print(f"inputs: {source.task}, each of shape {tuple(source.shape)}")
     if source.task == "classification":
-        for split, query in (("train", data.query), ("val", data.eval_query), ("test", data.eval_query)):
+        for split in SPLITS:
+            way, shot, query = data.setting(split).most
             print(
-                f"an episode of {split}: {data.way} classes with {data.shot} support and {query} query examples each, "
-                f"{data.way * (data.shot + query)} in all"
+                f"an episode of {split}: {way} classes with {shot} support and {query} query examples each, "
+                f"{way * (shot + query)} in all"
             )
     data.setup()
     leaks = _duplicates(_examples(source))
@@ -104,7 +105,7 @@ def _class_examples(source: ClassSource) -> Iterator[Example]:
 
 def _task_examples(source: Tasks) -> Iterator[Example]:
     for split in SPLITS:
-        for number, (x, y) in enumerate(source.rows(split)):
+        for number, (x, y) in enumerate(progress(source.rows(split), f"Comparing rows of {split}")):
             for inputs, target in zip(x, y, strict=True):
                 yield split, f"task {number}", inputs.tobytes() + target.tobytes()
 

@@ -74,19 +74,22 @@ class ClassSource(EpisodeSource):
         classes = max((len(pool) for pool in self._pools(split, 1)), default=0)
         if way > classes:
             has = f"an alphabet or other group of {source}" if self.within_groups else source
+            option = "" if split == "train" else " (or eval_way)"
             raise UsageError(
-                f"--data.way {way} asks for more classes than {has} has for {split}, "
+                f"--data.way {way}{option} asks for more classes than {has} has for {split}, "
                 f"{classes}; choose at most {classes}."
             )
         counts = self.bank.counts[members.start : members.stop]
         if shot + query > counts.min():
             name = self.bank.names[members[int(counts.argmin())]]
-            # Of the options of a source that has it.
-            others = f", or leave such classes out by --data.source.min_examples {shot + query}"
+            option, lower = "", "--data.shot or --data.query"
+            if split != "train":
+                option, lower = " (or eval_shot)", "--data.eval_shot or --data.eval_query"
+            if hasattr(self, "min_examples"):
+                lower += f", or leave such classes out by --data.source.min_examples {shot + query}"
             raise UsageError(
-                f"--data.shot {shot} plus {query} query examples ({split}) is more than the {counts.min()} that "
-                f"class {name} of {source} has; lower --data.shot, --data.query or --data.eval_query, or give it "
-                f"more{others if hasattr(self, 'min_examples') else ''}."
+                f"--data.shot {shot}{option} plus {query} query examples ({split}) is more than the {counts.min()} that "
+                f"class {name} of {source} has; lower {lower}, or give it more."
             )
 
     def sample(self, split: Split, rngs: Sequence[np.random.Generator], way: int, shot: int, query: int) -> Episode:

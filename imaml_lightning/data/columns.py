@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from imaml_lightning.data.class_source import progress
 from imaml_lightning.data.notice import say, warn
 from imaml_lightning.data.table import NO_LABEL, Table
 from imaml_lightning.errors import DataError
@@ -79,7 +81,8 @@ def _chosen(table: Table, taken: Sequence[str], given: Sequence[str] | None) -> 
             _refuse_words(table, name)
         return list(given), {name: "not named" for name in table if name not in (*taken, *given)}
     names, unused = list[str](), dict[str, str]()
-    for name in (name for name in table if name not in taken):
+    others = [name for name in table if name not in taken]
+    for name in progress(others, f"Columns of {Path(table.path).name}"):
         values, bad = table.parsed(name)
         numbers = len(values) - int(np.isnan(values).sum())
         if numbers and numbers >= _MOSTLY * len(bad):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from imaml_lightning.data.augment import Augment
 from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
 from imaml_lightning.data.class_source import ClassSource
-from imaml_lightning.data.glyphs import Glyphs
 from imaml_lightning.data.sampler import BatchSampler, Draft, EpisodeDataset, EpisodeLoader
+from imaml_lightning.data.setting import Setting, named_setting, shots
+from imaml_lightning.data.sources.glyphs import Glyphs
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 
@@ -26,13 +29,17 @@ class EpisodeDataModule(LightningDataModule):
     Args:
         source: where tasks come from; None means Glyphs, the embedded letters.
         way: classes of a task. Regression ignores it.
-        shot: support examples of a class (of a task in regression).
+        shot: support examples of a class (of a task in regression); or a range such as 1..9, from which each training batch draws.
         query: query examples of a class (of a task in regression).
         tasks: tasks of a meta-batch, over all ranks together.
         train_batches: meta-batches of a training epoch.
         val_episodes: validation episodes.
         test_episodes: test episodes.
+        eval_way: classes in validation and test; None means as in training.
+        eval_shot: support examples in validation and test; None means as in training.
         eval_query: query examples in validation and test; None means as in training.
+        eval_settings: what test is about in place of eval_way and eval_shot, each with episodes and figures of its own:
+            20w1s is 20 ways and 1 shot, 10s is eval_way and 10 shots.
         seed: of the episodes.
         workers: processes that draw training episodes, a rank; 0 draws them in the training process, which is
             mostly fast enough.
@@ -47,26 +54,36 @@ class EpisodeDataModule(LightningDataModule):
         self,
         source: EpisodeSource | None = None,
         way: int = 5,
-        shot: int = 1,
+        shot: int | str = 1,
         query: int = 15,
         tasks: int = 16,
         train_batches: int = 100,
         val_episodes: int = 200,
         test_episodes: int = 1000,
+        eval_way: int | None = None,
+        eval_shot: int | None = None,
         eval_query: int | None = None,
+        eval_settings: Sequence[str] = (),
         seed: int = 0,
         workers: int = 0,
         augment: Augment | None = None,
         on_device: bool = False,
     ) -> None:
         super().__init__()
-        _at_least(2, way=way)
-        _at_least(1, shot=shot, query=query, eval_query=query if eval_query is None else eval_query, tasks=tasks)
+        eval_way, eval_query = way if eval_way is None else eval_way, query if eval_query is None else eval_query
+        _at_least(2, way=way, eval_way=eval_way)
+        _at_least(1, query=query, eval_query=eval_query, tasks=tasks)
         _at_least(1, train_batches=train_batches, val_episodes=val_episodes, test_episodes=test_episodes)
         _at_least(0, seed=seed, workers=workers)
         self.source = source if source is not None else Glyphs()
-        self.way, self.shot, self.query = way, shot, query
-        self.eval_query = query if eval_query is None else eval_query
+        self.training = Setting(way, shots("shot", shot), query)
+        self.evaluation = Setting(eval_way, shots("eval_shot", shot if eval_shot is None else eval_shot), eval_query)
+        if len(self.evaluation.shots) > 1:
+            raise UsageError(
+                f"--data.shot {shot} is a range, and figures are of one number: set --data.eval_shot to the number for "
+                "validation and test."
+            )
+        self.settings = {name: named_setting(name, eval_way, eval_query) for name in eval_settings}
         self.tasks, self.train_batches = tasks, train_batches
         self.val_episodes, self.test_episodes = val_episodes, test_episodes
         self.seed, self.workers = seed, workers
@@ -98,14 +115,19 @@ class EpisodeDataModule(LightningDataModule):
                 )
         self.source.setup()
         for split in SPLITS:
-            self.source.check(split, self.way, self.shot, self._dataset(split).query)
+            self.source.check(split, *self.setting(split).most)
+        for name, setting in self.settings.items():
+            try:
+                self.source.check("test", *setting.most)
+            except UsageError as error:
+                raise UsageError(f"--data.eval_settings has {name}, and {error}") from error
         if self.augment is not None and len(self.source.shape) != 3:
             raise UsageError(f"--data.augment changes images, and {type(self.source).__name__} has none: leave it out.")
         if trainer is not None and hasattr(trainer.lightning_module, "network"):
-            self.check_network(trainer.lightning_module)
+            self.check_network(trainer.lightning_module, training=stage in (None, "fit"))
         self._ready = True
 
-    def check_network(self, learner: LightningModule) -> None:
+    def check_network(self, learner: LightningModule, training: bool = True) -> None:
         """Refuse a network that does not fit the source, before training comes upon it. Called after ``setup``.
 
         Raises:
@@ -122,26 +144,31 @@ class EpisodeDataModule(LightningDataModule):
                 f"{type(network).__name__} cannot take the inputs of {source}, of shape {tuple(self.source.shape)}: set its "
                 "options in --model.network.init_args (size and channels of Conv4, features of MLP) to them."
             ) from error
-        if self.source.task == "classification" and outputs != self.way:
+        settings = [self.training, self.evaluation, *self.settings.values()]
+        others = {setting.way for setting in settings} - {outputs}
+        if self.source.task == "classification" and others and not getattr(network, "any_way", False):
             raise UsageError(
-                f"{type(network).__name__} has {outputs} outputs, but a task has {self.way} classes: set its way or outputs "
-                f"in --model.network.init_args to {self.way}, or --data.way to {outputs}."
+                f"{type(network).__name__} has {outputs} outputs, but a task has {min(others)} classes: set its way or "
+                f"outputs in --model.network.init_args and --data.way, eval_way and eval_settings to the same number."
             )
-        self.check_padding(learner)
+        self.check_padding(learner, training)
 
-    def check_padding(self, learner: LightningModule) -> None:
+    def check_padding(self, learner: LightningModule, training: bool = False) -> None:
         """Refuse a network that would take padding for examples.
 
         Raises:
-            UsageError: it normalises by the statistics of its batch, and tasks are of unequal size.
+            UsageError: it normalises by the statistics of its batch (also running ones, in ``training``), and tasks are of
+                unequal size.
         """
         self.source.setup()
-        padded = self.source.padded(self.shot, max(self.query, self.eval_query))
-        if padded and getattr(learner, "protocol", "") == "transductive":
+        network = learner.get_submodule("network")
+        norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and (training or not m.track_running_stats)]
+        sizes = [setting.most for setting in (self.training, self.evaluation, *self.settings.values())]
+        if norms and any(self.source.padded(shot, query) for _, shot, query in sizes):
             raise UsageError(
-                f"{type(learner.get_submodule('network')).__name__} normalises by the statistics of the batch, and would "
-                f"count the padding of the unequal tasks of {type(self.source).__name__}: use another normalisation, such "
-                "as --model.network.init_args.norm group."
+                f"{type(network).__name__} normalises by the statistics of the batch, and would count the padding of the "
+                f"unequal tasks of {type(self.source).__name__}: use another normalisation, such as "
+                "--model.network.init_args.norm group."
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -166,13 +193,17 @@ class EpisodeDataModule(LightningDataModule):
         """The fixed validation episodes."""
         return self._loader("val", self.val_episodes)
 
-    def test_dataloader(self) -> EpisodeLoader:
-        """The fixed test episodes."""
-        return self._loader("test", self.test_episodes)
+    def test_dataloader(self) -> EpisodeLoader | dict[str, EpisodeLoader]:
+        """The fixed test episodes; by the names of the settings, where there are such."""
+        if not self.settings:
+            return self.predict_dataloader()
+        return {
+            name: self._loader("test", self.test_episodes, setting=setting) for name, setting in self.settings.items()
+        }
 
     def predict_dataloader(self) -> EpisodeLoader:
-        """The test episodes."""
-        return self.test_dataloader()
+        """The fixed test episodes of ``eval_way`` and ``eval_shot``."""
+        return self._loader("test", self.test_episodes)
 
     def on_after_batch_transfer(self, batch: Episode | Draft, dataloader_idx: int) -> Episode:
         """Images looked up, as floats and augmented, in the trainer's precision."""
@@ -198,14 +229,16 @@ class EpisodeDataModule(LightningDataModule):
             self._on_device = torch.tensor(self.source.bank.examples, device=device)
         return self._on_device
 
-    def _dataset(self, split: Split) -> EpisodeDataset:
-        query = self.query if split == "train" else self.eval_query
-        augment = self.augment if split == "train" else None
-        return EpisodeDataset(
-            self.source, split, self.seed, self.way, self.shot, query, augment, by_number=self.on_device
-        )
+    def setting(self, split: Split) -> Setting:
+        """Size of the episodes of a split; in test, ``eval_settings`` go before."""
+        return self.training if split == "train" else self.evaluation
 
-    def _loader(self, split: Split, episodes: int, workers: int = 0) -> EpisodeLoader:
+    def _dataset(self, split: Split, setting: Setting | None = None) -> EpisodeDataset:
+        augment = self.augment if split == "train" else None
+        setting = setting or self.setting(split)
+        return EpisodeDataset(self.source, split, self.seed, setting, self.tasks, augment, by_number=self.on_device)
+
+    def _loader(self, split: Split, episodes: int, workers: int = 0, setting: Setting | None = None) -> EpisodeLoader:
         trainer: Trainer | None = self.trainer
         sampler = BatchSampler(
             self.tasks,
@@ -215,7 +248,7 @@ class EpisodeDataModule(LightningDataModule):
             start=self._batches_done if split == "train" else _from_the_first,
         )
         pin_memory = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        return EpisodeLoader(self._dataset(split), sampler, workers, pin_memory)
+        return EpisodeLoader(self._dataset(split, setting), sampler, workers, pin_memory)
 
     def _batches_done(self) -> int:
         """Training batches that the trainer has finished, in this run and in those it resumes.

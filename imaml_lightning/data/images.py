@@ -36,6 +36,14 @@ def image_files(folder: Path) -> list[Path]:
     )
 
 
+def warn_of_other_files(folders: Sequence[Path], where: Path) -> None:
+    """Warns of files in ``folders`` that are no pictures, or of a kind that is not read; not of hidden ones."""
+    found = [p for at in folders for p in at.rglob("*") if p.is_file() and p.suffix.lower() not in SUFFIXES]
+    if others := [p for p in found if not p.name.startswith(".") and p.name.lower() not in _OF_THE_SYSTEM]:
+        kinds = sorted({p.suffix.lower() or p.name for p in others})
+        warn(f"{len(others):,} files in {where} are of other kinds than pictures, and are not used: {some(kinds)}")
+
+
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder, in the order of their names, without hidden ones."""
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -53,10 +61,7 @@ def class_folders(folder: Path, advice: str) -> list[Path]:
         warn(
             f"the pictures of {some(deep)} in {folder} lie one folder deeper, and each of these is taken as one class: {advice}"
         )
-    others = [p for at in folders for p in at.rglob("*") if p.is_file() and p.suffix.lower() not in SUFFIXES]
-    if others := [p for p in others if not p.name.startswith(".") and p.name.lower() not in _OF_THE_SYSTEM]:
-        kinds = sorted({p.suffix.lower() or p.name for p in others})
-        warn(f"{len(others):,} files in {folder} are of other kinds than pictures, and are not used: {some(kinds)}")
+    warn_of_other_files(folders, folder)
     return folders
 
 

@@ -1,7 +1,8 @@
 """Which episodes make which batch, and the loader that draws them.
 
 Episode i of epoch e of a split is drawn by a generator seeded with (seed, split, e, i) and with nothing else. So
-neither the number of workers, nor of ranks, nor a resume, changes it.
+neither the number of workers, nor of ranks, nor a resume, changes it. Where the shot is drawn as well, all episodes of a
+batch have that of the batch, drawn by a generator of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from imaml_lightning.data.augment import Augment
 from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
 from imaml_lightning.data.class_source import ClassSource
+from imaml_lightning.data.setting import Setting
 from imaml_lightning.episode import Episode
+from imaml_lightning.errors import UsageError
 
 #: (epoch, numbers of the episodes in it)
 Batch = tuple[int, Sequence[int]]
@@ -36,15 +39,15 @@ class Draft(NamedTuple):
 class EpisodeDataset(Dataset[Episode | Draft]):
     """The episodes of one split: a pure function from (epoch, episode numbers) to an Episode.
 
-    With ``by_number``, x holds the numbers of bank examples, to be looked up on the device.
+    ``tasks`` is the number of a batch over all ranks, which share its shot. With ``by_number``, x holds the numbers of
+    bank examples, to be looked up on the device.
     """
 
     source: EpisodeSource
     split: Split
     seed: int
-    way: int
-    shot: int
-    query: int
+    setting: Setting
+    tasks: int
     augment: Augment | None = None
     by_number: bool = False
 
@@ -52,7 +55,7 @@ class EpisodeDataset(Dataset[Episode | Draft]):
         epoch, numbers = batch
         split = SPLITS.index(self.split)
         rngs = [np.random.default_rng((self.seed, split, epoch, number)) for number in numbers]
-        sizes = self.way, self.shot, self.query
+        sizes = self.setting.way, self._shot(epoch, numbers), self.setting.query
         if self.by_number:
             assert isinstance(self.source, ClassSource)
             episode = self.source.numbers(self.split, rngs, *sizes, numbers)
@@ -63,6 +66,20 @@ class EpisodeDataset(Dataset[Episode | Draft]):
         draws = [[self.augment.draw(rng, part.x.shape[1]) for part in episode] for rng in rngs]
         support, query = zip(*draws, strict=True)
         return Draft(episode, (torch.stack(support), torch.stack(query)))
+
+    def _shot(self, epoch: int, numbers: Sequence[int]) -> int:
+        shots = self.setting.shots
+        if len(shots) == 1:
+            return shots[0]
+        batches = {number // self.tasks for number in numbers}
+        if len(batches) > 1:
+            raise UsageError(
+                f"episodes {numbers[0]} to {numbers[-1]} of {self.split} lie in several batches of {self.tasks}, each of "
+                "which draws its own shot: ask for those of one batch, or set --data.shot to a number"
+            )
+        # A fifth number keeps this generator apart from those of episodes.
+        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), epoch, *batches, 1))
+        return int(rng.choice(shots))
 
 
 @dataclass(frozen=True)

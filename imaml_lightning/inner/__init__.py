@@ -10,6 +10,7 @@ from imaml_lightning.inner.heavy_ball import HeavyBall
 from imaml_lightning.inner.hessian_free import HessianFree
 from imaml_lightning.inner.lbfgs import LBFGS
 from imaml_lightning.inner.nesterov import Nesterov
+from imaml_lightning.inner.newton import Newton
 
 __all__ = [
     "LBFGS",
@@ -22,4 +23,5 @@ __all__ = [
     "HessianFree",
     "InnerSolver",
     "Nesterov",
+    "Newton",
 ]

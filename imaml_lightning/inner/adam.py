@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
+from imaml_lightning.errors import check_fraction, check_positive
 from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.progress import Progress
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.solution import Solution
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.solution import Solution
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Adam(SteppedSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.positive("inner_solver", eps=self.eps)
-        checks.fraction("inner_solver", beta1=self.beta1, beta2=self.beta2)
+        check_positive("inner_solver", eps=self.eps)
+        check_fraction("inner_solver", beta1=self.beta1, beta2=self.beta2)
 
     def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
         phi = start

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from imaml_lightning import checks
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.solution import Solution
+from imaml_lightning.errors import check_at_least, check_fraction, check_positive
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.solution import Solution
 
 
 class InnerSolver(ABC):
@@ -47,6 +47,6 @@ class SteppedSolver(InnerSolver):
     rtol: float = 0.0
 
     def __post_init__(self) -> None:
-        checks.positive("inner_solver", lr=self.lr)
-        checks.at_least(0, "inner_solver", max_steps=self.max_steps)
-        checks.fraction("inner_solver", rtol=self.rtol)
+        check_positive("inner_solver", lr=self.lr)
+        check_at_least(0, "inner_solver", max_steps=self.max_steps)
+        check_fraction("inner_solver", rtol=self.rtol)

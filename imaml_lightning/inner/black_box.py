@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
-from imaml_lightning.curvature import Hessian
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import UsageError, check_at_least, check_fraction
 from imaml_lightning.inner.base import InnerSolver
 from imaml_lightning.inner.progress import Progress
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.solution import Solution
+from imaml_lightning.problem.curvature import Hessian
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.solution import Result, Solution
 
 ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 Minimiser = Callable[[ValueAndGradient, Tensor], Tensor]
@@ -38,8 +38,9 @@ class BlackBox(InnerSolver):
             ``(value_and_gradient, start [param]) -> φ [param]``, where ``value_and_gradient(φ)`` gives G ``[]`` and
             ∇G ``[param]``. In YAML, the function's import path.
         max_steps: SciPy's ``maxiter``; the function's own affair otherwise.
-        rtol: the certificate's tolerance; SciPy's own tolerances are set tight, so that this or max_steps ends the
-            solve.
+        rtol: the certificate's tolerance. A SciPy method that is given gradients ends at the first point that meets it. One
+            that ends by itself before that and before max_steps (its tolerances are set tight; in float32 a line search
+            often finds nothing lower) ends with STALLED.
 
     Cost: what the method takes (CG and L-BFGS-B about one gradient evaluation a step; dogleg and trust-exact one
     Hessian product for every parameter), two evaluations more, and the way to the CPU. ``steps`` are those that SciPy
@@ -51,8 +52,8 @@ class BlackBox(InnerSolver):
     rtol: float = 1e-3
 
     def __post_init__(self) -> None:
-        checks.at_least(1, "inner_solver", max_steps=self.max_steps)
-        checks.fraction("inner_solver", rtol=self.rtol)
+        check_at_least(1, "inner_solver", max_steps=self.max_steps)
+        check_fraction("inner_solver", rtol=self.rtol)
         if isinstance(self.method, str):
             from scipy.optimize import show_options  # slow to import, and needed here only
 
@@ -67,25 +68,34 @@ class BlackBox(InnerSolver):
         progress = Progress(start, self.rtol)
         active = progress.see(start, objective.value_and_gradient(start)[1])
         phi = start.clone()
+        ended = torch.zeros_like(active)
+        assert progress.tolerance is not None
         for index in active.squeeze(1).nonzero().squeeze(1).tolist():
             task = objective.task(index)
             if isinstance(self.method, str):
-                phi[index], progress.steps[index] = self._scipy(self.method.lower(), task, start[index])
+                tolerance = float(progress.tolerance[index])
+                phi[index], taken = self._scipy(self.method.lower(), task, start[index], tolerance)
+                progress.steps[index], ended[index] = taken, taken < self.max_steps
             else:
                 phi[index] = self.method(_of_one(task), start[index].clone())
-        return progress.solution(phi, objective.value_and_gradient(phi)[1])
+        solution = progress.solution(phi, objective.value_and_gradient(phi)[1])
+        stalled = ended.squeeze(1) & (solution.result == Result.STEP_LIMIT)
+        return replace(solution, result=torch.where(stalled, Result.STALLED, solution.result))
 
-    def _scipy(self, method: str, task: InnerObjective, start: Tensor) -> tuple[Tensor, int]:
-        """φ* ``[param]`` of one task, and the steps that SciPy counted."""
+    def _scipy(self, method: str, task: InnerObjective, start: Tensor, tolerance: float) -> tuple[Tensor, int]:
+        """φ* ``[param]`` of one task, the first point with ‖∇G‖ ≤ tolerance if there is one, and SciPy's steps up to it."""
         from scipy.optimize import minimize  # slow to import, and needed here only
 
         value_and_gradient = _of_one(task)
+        steps = itertools.count()
 
         def tensor(x: Any) -> Tensor:
             return torch.from_numpy(x).to(start)
 
         def function(x: Any) -> tuple[float, Any]:
             value, gradient = value_and_gradient(tensor(x))
+            if not derivative_free and gradient.norm() <= tolerance:
+                raise _Met(x)
             return value.item(), gradient.double().cpu().numpy()
 
         def product(x: Any, p: Any) -> Any:
@@ -106,8 +116,19 @@ class BlackBox(InnerSolver):
         elif method in _WITH_HESSIAN:
             arguments["hess"] = hessian
         options = {"maxfun" if method == "tnc" else "maxiter": self.max_steps}
-        found = minimize(x0=start.double().cpu().numpy(), method=method, tol=1e-12, options=options, **arguments)
+        arguments |= {"tol": 1e-12, "options": options, "callback": lambda *_: next(steps) and None}
+        try:
+            found = minimize(x0=start.double().cpu().numpy(), method=method, **arguments)
+        except _Met as met:
+            return tensor(met.x), next(steps) + 1
         return tensor(found.x), found.get("nit", found.nfev)
+
+
+class _Met(Exception):
+    """A point that meets the tolerance."""
+
+    def __init__(self, x: Any) -> None:
+        self.x = x.copy()
 
 
 def _of_one(task: InnerObjective) -> ValueAndGradient:

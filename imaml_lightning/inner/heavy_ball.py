@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
+from imaml_lightning.errors import check_fraction
 from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.progress import Progress
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.solution import Solution
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.solution import Solution
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class HeavyBall(SteppedSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.fraction("inner_solver", momentum=self.momentum)
+        check_fraction("inner_solver", momentum=self.momentum)
 
     def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
         phi = start

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
-from imaml_lightning.curvature import Curvature, GaussNewton
+from imaml_lightning.errors import check_at_least, check_fraction, check_positive
 from imaml_lightning.inner.base import InnerSolver
 from imaml_lightning.inner.line_search import Point, backtrack
 from imaml_lightning.inner.progress import Progress
 from imaml_lightning.linear import ConjugateGradient
 from imaml_lightning.linear.base import Product
-from imaml_lightning.linearisation import Linearisation
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.rows import dot, some
-from imaml_lightning.solution import Solution
+from imaml_lightning.problem.curvature import Curvature, GaussNewton
+from imaml_lightning.problem.objective import InnerObjective, LinearisedObjective
+from imaml_lightning.problem.rows import dot, some
+from imaml_lightning.problem.solution import Solution
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class HessianFree(InnerSolver):
 
     Args:
         curvature: C; its own damping is added to μ.
-        damping: the first μ, in units of λ.
+        damping: the first μ, added to the diagonal as it is, beside λ.
         cg_steps: products of one step, at most.
         cg_rtol: the linear system is solved to this relative residual.
         max_steps: accepted steps, at most.
@@ -51,10 +50,10 @@ class HessianFree(InnerSolver):
     rtol: float = 0.0
 
     def __post_init__(self) -> None:
-        checks.positive("inner_solver", damping=self.damping)
-        checks.at_least(1, "inner_solver", cg_steps=self.cg_steps)
-        checks.at_least(0, "inner_solver", max_steps=self.max_steps)
-        checks.fraction("inner_solver", cg_rtol=self.cg_rtol, rtol=self.rtol)
+        check_positive("inner_solver", damping=self.damping)
+        check_at_least(1, "inner_solver", cg_steps=self.cg_steps)
+        check_at_least(0, "inner_solver", max_steps=self.max_steps)
+        check_fraction("inner_solver", cg_rtol=self.cg_rtol, rtol=self.rtol)
 
     def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
         at = Point(start, *objective.value_and_gradient(start))
@@ -79,6 +78,6 @@ class HessianFree(InnerSolver):
             mu = torch.where(ratio > 0.75, mu * 2 / 3, torch.where(ratio < 0.25, mu * 3 / 2, mu))
         return progress.solution(at.phi, at.gradient)
 
-    def _damped(self, local: Linearisation, mu: Tensor) -> Product:
+    def _damped(self, local: LinearisedObjective, mu: Tensor) -> Product:
         """u ↦ (C + μ I) u."""
         return lambda u: self.curvature.product(local, u) + mu * u

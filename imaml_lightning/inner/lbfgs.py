@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
+from imaml_lightning.errors import check_at_least
 from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.line_search import Point, backtrack
 from imaml_lightning.inner.progress import Progress
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.rows import dot, some
-from imaml_lightning.solution import Solution
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.rows import dot, some
+from imaml_lightning.problem.solution import Solution
 
 #: Pairs with sᵀy below this share of ‖s‖ ‖y‖ would make the model of the Hessian all but singular.
 CAUTION = 1e-8
@@ -45,7 +45,7 @@ class LBFGS(SteppedSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.at_least(1, "inner_solver", history=self.history)
+        check_at_least(1, "inner_solver", history=self.history)
 
     def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
         at = Point(start, *objective.value_and_gradient(start))

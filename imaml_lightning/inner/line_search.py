@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.rows import dot, some
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.rows import dot, some
 
 #: Halvings before a direction is given up; 2⁻³⁰ of a step is rounding.
 MAX_TRIALS = 30

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.progress import Progress
-from imaml_lightning.objective import InnerObjective
-from imaml_lightning.rows import dot
-from imaml_lightning.solution import Solution
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.rows import dot
+from imaml_lightning.problem.solution import Solution
 
 
 @dataclass(frozen=True)

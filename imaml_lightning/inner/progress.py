@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imaml_lightning.rows import select, some
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.rows import select, some
+from imaml_lightning.problem.solution import Result, Solution
 
 
 class Progress:

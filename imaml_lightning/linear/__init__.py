@@ -4,6 +4,7 @@ from imaml_lightning.linear.base import LinearSolver
 from imaml_lightning.linear.conjugate_gradient import ConjugateGradient
 from imaml_lightning.linear.dense import Dense
 from imaml_lightning.linear.diagonal import DiagonalPreconditioner
+from imaml_lightning.linear.exact import Exact
 from imaml_lightning.linear.minres import Minres
 from imaml_lightning.linear.neumann import Neumann
 from imaml_lightning.linear.nystrom import Nystrom
@@ -14,6 +15,7 @@ __all__ = [
     "ConjugateGradient",
     "Dense",
     "DiagonalPreconditioner",
+    "Exact",
     "LinearSolver",
     "Minres",
     "Neumann",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from imaml_lightning.solution import Solution
+from imaml_lightning.problem.solution import Solution
 
 Product = Callable[[Tensor], Tensor]
 

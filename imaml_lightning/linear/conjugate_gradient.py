@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
+from imaml_lightning.errors import check_at_least, check_fraction
 from imaml_lightning.linear.base import LinearSolver, Product
 from imaml_lightning.linear.preconditioner import Preconditioner
 from imaml_lightning.linear.refine import MeasuredProduct, Sweep, refine
-from imaml_lightning.rows import dot, norm, select, some
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.rows import dot, norm, select, some
+from imaml_lightning.problem.solution import Result, Solution
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class ConjugateGradient(LinearSolver):
     The error in the A-norm falls by at least (√κ − 1)/(√κ + 1) a step, κ the condition number of A, or of M⁻¹A with a
     preconditioner M. Every task has its own step sizes and stops for itself: by tolerance, at the step limit, at
     negative curvature (pᵀA p < 0: the iterate before it is returned, as in Steihaug's method), or at a number that is
-    not finite.
+    not finite. Where A is singular and v outside its range there is no solution, and iterates run away: a task that
+    breaks off farther from one than it began goes back to its iterate of least residual.
 
     Args:
         max_steps: products with A, at most. The paper uses 5.
@@ -38,8 +39,8 @@ class ConjugateGradient(LinearSolver):
     preconditioner: Preconditioner | None = None
 
     def __post_init__(self) -> None:
-        checks.at_least(1, "linear_solver", max_steps=self.max_steps)
-        checks.fraction("linear_solver", rtol=self.rtol)
+        check_at_least(1, "linear_solver", max_steps=self.max_steps)
+        check_fraction("linear_solver", rtol=self.rtol)
 
     def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
         inverse = self.preconditioner.inverse(product, rhs) if self.preconditioner else _identity
@@ -47,6 +48,7 @@ class ConjugateGradient(LinearSolver):
         def iterate(product: MeasuredProduct, r: Tensor, target: Tensor, budget: Tensor) -> Sweep:
             u, p = torch.zeros_like(r), inverse(r)
             rz, residual = dot(r, p), norm(r)
+            good, least = u, residual
             result = torch.full_like(rz, Result.STEP_LIMIT, dtype=torch.int64)
             steps = torch.zeros_like(result)
             for _ in range(self.max_steps):
@@ -67,8 +69,10 @@ class ConjugateGradient(LinearSolver):
                 r = select(active, r_new, r)
                 z = inverse(r)
                 previous, rz, residual = rz, dot(r, z), norm(r)
+                nearer = residual < least
+                good, least = torch.where(nearer, u, good), torch.where(nearer, residual, least)
                 p = select(active, z + rz / previous * p, p)
-            return Sweep(u, result, steps, residual)
+            return Sweep(u, result, steps, residual, good)
 
         return refine(iterate, product, rhs, start, self.max_steps, self.rtol)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
+from imaml_lightning.errors import check_fraction
 from imaml_lightning.linear.base import LinearSolver, Product
-from imaml_lightning.rows import norm
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.rows import norm
+from imaml_lightning.problem.solution import Result, Solution
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Dense(LinearSolver):
     rtol: float = 1e-4
 
     def __post_init__(self) -> None:
-        checks.fraction("linear_solver", rtol=self.rtol)
+        check_fraction("linear_solver", rtol=self.rtol)
 
     def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
         identity = torch.eye(rhs.shape[1], dtype=rhs.dtype, device=rhs.device)

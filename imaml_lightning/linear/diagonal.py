@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
+from imaml_lightning.errors import check_at_least
 from imaml_lightning.linear.base import Product
 from imaml_lightning.linear.preconditioner import Preconditioner
 
@@ -32,7 +32,7 @@ class DiagonalPreconditioner(Preconditioner):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.at_least(1, "preconditioner", probes=self.probes)
+        check_at_least(1, "preconditioner", probes=self.probes)
 
     def inverse(self, product: Product, rhs: Tensor) -> Product:
         # Drawn on the CPU: the same on every device.

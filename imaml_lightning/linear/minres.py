@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
+from imaml_lightning.errors import check_at_least, check_fraction
 from imaml_lightning.linear.base import LinearSolver, Product
 from imaml_lightning.linear.refine import MeasuredProduct, Sweep, refine
-from imaml_lightning.rows import dot, norm, some
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.rows import dot, norm, some
+from imaml_lightning.problem.solution import Result, Solution
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Minres(LinearSolver):
     The residual never rises. For positive definite A it falls as fast as with conjugate gradients; for an indefinite
     one with condition number κ by at least (κ − 1)/(κ + 1) every two steps. Where H + λI is indefinite φ is no
     minimiser and the implicit gradient is that of a saddle point: MINRES solves its system, but cannot make it mean
-    more. For a singular A with v outside its range it ends with BREAKDOWN at a least-squares solution, or at the step
-    limit.
+    more. For a singular A with v outside its range it ends with BREAKDOWN near a least-squares solution, or at the step
+    limit; a task that rounding has led astray goes back to the iterate with the least bound of its residual.
 
     Args:
         max_steps: products with A, at most.
@@ -38,8 +38,8 @@ class Minres(LinearSolver):
     rtol: float = 1e-4
 
     def __post_init__(self) -> None:
-        checks.at_least(1, "linear_solver", max_steps=self.max_steps)
-        checks.fraction("linear_solver", rtol=self.rtol)
+        check_at_least(1, "linear_solver", max_steps=self.max_steps)
+        check_fraction("linear_solver", rtol=self.rtol)
 
     def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
         return refine(self._iterate, product, rhs, start, self.max_steps, self.rtol, margin=torch.inf)
@@ -52,6 +52,9 @@ class Minres(LinearSolver):
         s = s_old = torch.zeros_like(gamma)
         # MINRES is at the mercy of κ² eps, so what is this small beside ‖A‖ is as good as 0.
         tiny = torch.finfo(r.dtype).eps ** 0.75
+        # κ is at least ‖A‖ times the widest w, and rounding moves the residual by up to κ² eps of the first one.
+        first, eps = eta, torch.finfo(r.dtype).eps
+        good, least, widest = u, eta, torch.zeros_like(gamma)
         result = torch.full_like(gamma, Result.STEP_LIMIT, dtype=torch.int64)
         steps = torch.zeros_like(result)
         for _ in range(self.max_steps):
@@ -81,6 +84,10 @@ class Minres(LinearSolver):
             w_new = (v - alpha3 * w_old - alpha2 * w) / alpha1
             u = torch.where(active, u + c_new * eta * w_new, u)
             eta = torch.where(active, -s_new * eta, eta)
+            widest = torch.maximum(widest, norm(w_new))
+            bound = eta.abs() + eps * (product.scale * widest).square() * first
+            nearer = active & (bound < least)
+            good, least = torch.where(nearer, u, good), torch.where(nearer, bound, least)
             v_old, v = v, torch.where(gamma_new > 0, v_new / gamma_new, 0)
             w_old, w, c_old, c, s_old, s, gamma = w, w_new, c, c_new, s, s_new, gamma_new
-        return Sweep(u, result, steps, eta.abs())
+        return Sweep(u, result, steps, eta.abs(), good)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
+from imaml_lightning.errors import check_at_least, check_fraction, check_positive
 from imaml_lightning.linear.base import LinearSolver, Product
 from imaml_lightning.linear.refine import MeasuredProduct, Sweep, refine
-from imaml_lightning.rows import dot, norm, some
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.rows import dot, norm, some
+from imaml_lightning.problem.solution import Result, Solution
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Neumann(LinearSolver):
     rtol: float = 1e-4
 
     def __post_init__(self) -> None:
-        checks.positive("linear_solver", lr=self.lr)
-        checks.at_least(1, "linear_solver", max_steps=self.max_steps)
-        checks.fraction("linear_solver", rtol=self.rtol)
+        check_positive("linear_solver", lr=self.lr)
+        check_at_least(1, "linear_solver", max_steps=self.max_steps)
+        check_fraction("linear_solver", rtol=self.rtol)
 
     def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
         return refine(self._iterate, product, rhs, start, self.max_steps, self.rtol)

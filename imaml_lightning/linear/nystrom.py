@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
+from imaml_lightning.errors import check_at_least, check_fraction
 from imaml_lightning.linear.base import LinearSolver, Product
 from imaml_lightning.linear.sketch import sketch
-from imaml_lightning.rows import norm
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.rows import norm
+from imaml_lightning.problem.solution import Result, Solution
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Nystrom(LinearSolver):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.at_least(1, "linear_solver", rank=self.rank)
-        checks.fraction("linear_solver", rtol=self.rtol)
+        check_at_least(1, "linear_solver", rank=self.rank)
+        check_fraction("linear_solver", rtol=self.rtol)
 
     def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
         picture = sketch(product, rhs, self.rank, self.seed)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
+from imaml_lightning.errors import check_at_least
 from imaml_lightning.linear.base import Product
 from imaml_lightning.linear.preconditioner import Preconditioner
 from imaml_lightning.linear.sketch import sketch
@@ -33,7 +33,7 @@ class NystromPreconditioner(Preconditioner):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.at_least(1, "preconditioner", rank=self.rank)
+        check_at_least(1, "preconditioner", rank=self.rank)
 
     def inverse(self, product: Product, rhs: Tensor) -> Product:
         picture = sketch(product, rhs, self.rank, self.seed)

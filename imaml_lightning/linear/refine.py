@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from imaml_lightning.linear.base import Product
-from imaml_lightning.rows import looking, norm, some
-from imaml_lightning.solution import Result, Solution
+from imaml_lightning.problem.rows import looking, norm, some
+from imaml_lightning.problem.solution import Result, Solution
 
 #: A recurrence's residual is not taken at its word once it is below this many times the bound of its rounding error.
 MARGIN = 10
@@ -22,6 +22,7 @@ class Sweep(NamedTuple):
     result: Tensor  # [task, 1]; STEP_LIMIT where the budget ran out
     steps: Tensor  # [task, 1]
     residual: Tensor  # [task, 1], ‖A d − r‖ as its recurrence has it
+    good: Tensor | None = None  # [task, param], where to go back to if d proves to be no better than 0; None is 0
 
 
 class MeasuredProduct:
@@ -56,9 +57,10 @@ def refine(
     """Iterate from ``start``; where the recurrence's residual may be rounding, measure it, and go on if it was wrong.
 
     In k steps the recurrence drifts from the true residual by at most about k·eps·(‖A‖ ‖u‖ + ‖v‖), so well above
-    this its word is as good as a measurement. Below, one more product tells (it is not counted as a step), and a task
-    that claimed too much starts anew on A d = v − A u with the steps it has left. A task that was led away from the
-    solution goes back, and ends with BREAKDOWN. With margin = ∞ all residuals are measured. Where nothing may look
+    this its word is as good as a measurement. Below, and where it broke off, one more product tells (it is not counted
+    as a step), and a task that claimed too much starts anew on A d = v − A u with the steps it has left. A task that was
+    led away from the solution goes back to its last good point, where one more product must confirm it, else to where it
+    began, and ends with BREAKDOWN or as it broke off. With margin = ∞ all residuals are measured. Where nothing may look
     (``rows.unseen``) the product is always spent, and no task starts anew.
 
     Source: Greenbaum (1997), "Estimating the attainable accuracy of recursively computed residual methods"; van der
@@ -82,16 +84,22 @@ def refine(
         residual = torch.where(pending, sweep.residual, residual)
 
         drift = margin * steps * eps * (product.scale * norm(u) + length)
-        doubtful = pending & (residual < drift) & (result <= Result.STEP_LIMIT)
-        if not some(doubtful):
+        broken = pending & (result > Result.STEP_LIMIT)
+        doubtful = pending & (residual < drift) & ~broken
+        if not some(doubtful | broken):
             break
         r = rhs - product(u)
-        residual = torch.where(doubtful, norm(r), residual)
-        result = torch.where(doubtful, Result.STEP_LIMIT, result)
-        worse = doubtful & ~(residual <= before)
+        residual = torch.where(doubtful | broken, norm(r), residual)
+        worse = (doubtful | broken) & ~(residual <= before)
+        result = torch.where(doubtful, torch.where(worse, Result.BREAKDOWN, Result.STEP_LIMIT), result)
+        if looking() and sweep.good is not None and some(worse):
+            good = torch.where(worse, u_before + sweep.good, u)
+            confirmed = norm(rhs - product(good))
+            back = worse & (confirmed <= before)
+            u, residual = torch.where(back, good, u), torch.where(back, confirmed, residual)
+            worse = worse & ~back
         u, residual = torch.where(worse, u_before, u), torch.where(worse, before, residual)
-        result = torch.where(worse, Result.BREAKDOWN, result)
-        pending = doubtful & ~worse & (residual > target) & (steps < max_steps)
+        pending = doubtful & (result == Result.STEP_LIMIT) & (residual > target) & (steps < max_steps)
     result = torch.where((result == Result.STEP_LIMIT) & (residual <= target), Result.CONVERGED, result)
     result = torch.where(residual.isfinite(), result, Result.NONFINITE)
     relative = torch.where(length == 0, 0, residual / length)

@@ -1,10 +1,12 @@
 """Networks, of which any other nn.Module may take the place, and a learned loss."""
 
-from imaml_lightning.models.conv4 import Conv4
+from imaml_lightning.models.conv4.network import Conv4
 from imaml_lightning.models.densenet import DenseNet
+from imaml_lightning.models.heads import AnyWay, UnitLength
 from imaml_lightning.models.learned_loss import LearnedLoss
 from imaml_lightning.models.mlp import MLP
+from imaml_lightning.models.one_hot import OneHotSquaredError
 from imaml_lightning.models.resnet import ResNet
 from imaml_lightning.models.vgg import VGG
 
-__all__ = ["MLP", "VGG", "Conv4", "DenseNet", "LearnedLoss", "ResNet"]
+__all__ = ["MLP", "VGG", "AnyWay", "Conv4", "DenseNet", "LearnedLoss", "OneHotSquaredError", "ResNet", "UnitLength"]

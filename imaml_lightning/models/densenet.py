@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from imaml_lightning import checks
+from imaml_lightning.errors import check_at_least
 from imaml_lightning.models.parts import BodyAndHead, Norm, check_images, convolution, normalisation
 
 
@@ -39,7 +39,7 @@ class DenseNet(BodyAndHead):
         norm: Norm = "batch",
         zero_head: bool = True,
     ) -> None:
-        checks.at_least(1, "network", growth=growth, blocks=min(blocks, default=0))
+        check_at_least(1, "network", growth=growth, blocks=min(blocks, default=0))
         check_images("DenseNet", way, channels, size, len(blocks))
         width = 2 * growth
         body: list[nn.Module] = [convolution(channels, width), nn.MaxPool2d(2)]

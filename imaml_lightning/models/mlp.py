@@ -38,6 +38,10 @@ class MLP(nn.Module):
             layers += [nn.Linear(before, after), activation()]
         self.layers = nn.Sequential(*layers[:-1])
 
+    def chain(self) -> list[nn.Module]:
+        """What ``forward`` applies."""
+        return [self.layers]
+
     def forward(self, x: Tensor) -> Tensor:
         """Outputs ``[example, output]`` of ``x [example, feature]``."""
         return self.layers(x)

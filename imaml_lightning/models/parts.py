@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from imaml_lightning.errors import UsageError
+from imaml_lightning.models.heads import AnyWay, UnitLength
 
-Norm = Literal["batch", "group", "none"]
+Norm = Literal["batch", "running", "group", "none"]
 
 
 class BodyAndHead(nn.Module):
@@ -18,23 +19,37 @@ class BodyAndHead(nn.Module):
 
     Args:
         body: from images ``[example, channel, height, width]``; its output is flattened.
-        way, channels, size: of the outputs and of the images.
+        way: outputs, one for each class of a task; None makes the number of classes free (``AnyWay``).
+        channels, size: of the images.
         zero_head: start the head at zero, so that the start is symmetric in the classes.
+        unit_length: divide the features of an image by their length, so that ‖z‖ = 1 for the head.
     """
 
-    def __init__(self, body: nn.Module, way: int, channels: int, size: int, zero_head: bool) -> None:
+    def __init__(
+        self, body: nn.Module, way: int | None, channels: int, size: int, zero_head: bool, unit_length: bool = False
+    ) -> None:
         super().__init__()
         self.body = body
+        training = body.training
         with torch.no_grad():
-            features = body(torch.zeros(2, channels, size, size)).flatten(1).shape[1]
+            features = body.eval()(torch.zeros(2, channels, size, size)).flatten(1).shape[1]
+        body.train(training)
+        self.embedding = nn.Sequential(nn.Flatten(), *([UnitLength()] if unit_length else []))
+        if way is None:
+            self.head: nn.Linear = AnyWay(features)
+            return
         self.head = nn.Linear(features, way)
         if zero_head:
             nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
+    def chain(self) -> list[nn.Module]:
+        """What ``forward`` applies, one after the other: here the network can be cut."""
+        return [self.body, self.embedding, self.head]
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[example, way]`` of images ``[example, channel, height, width]``."""
-        return self.head(self.body(x).flatten(1))
+        return self.head(self.embedding(self.body(x)))
 
 
 def convolution(before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -47,15 +62,15 @@ def convolution(before: int, after: int, kernel: int = 3, stride: int = 1) -> nn
 
 
 def normalisation(norm: Norm, channels: int) -> nn.Module:
-    """Normalisation without running statistics: of the ``batch`` at hand, of a ``group`` of channels, or ``none``."""
-    if norm == "batch":
-        return nn.BatchNorm2d(channels, track_running_stats=False)
+    """Normalisation by statistics of the ``batch`` at hand, the same with ``running`` ones, of a ``group``, or ``none``."""
+    if norm in ("batch", "running"):
+        return nn.BatchNorm2d(channels, track_running_stats=norm == "running")
     return nn.GroupNorm(math.gcd(8, channels), channels) if norm == "group" else nn.Identity()
 
 
-def check_images(owner: str, way: int, channels: int, size: int, halvings: int) -> None:
+def check_images(owner: str, way: int | None, channels: int, size: int, halvings: int) -> None:
     """Refuse what no network can be built for, and images too small to be halved so often."""
-    if min(way, channels) < 1 or size < 2**halvings:
+    if min(1 if way is None else way, channels) < 1 or size < 2**halvings:
         raise UsageError(
             f"{owner} needs way and channels of at least 1 and size of at least {2**halvings}, "
             f"got {way}, {channels} and {size}"

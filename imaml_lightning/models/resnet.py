@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from imaml_lightning import checks
+from imaml_lightning.errors import check_at_least
 from imaml_lightning.models.parts import BodyAndHead, Norm, check_images, convolution, normalisation
 
 
@@ -35,7 +35,7 @@ class ResNet(BodyAndHead):
         norm: Norm = "batch",
         zero_head: bool = True,
     ) -> None:
-        checks.at_least(1, "network", filters=filters)
+        check_at_least(1, "network", filters=filters)
         check_images("ResNet", way, channels, size, 4)
         widths = [channels, *(filters * 2**block for block in range(4))]
         blocks = [_Block(widths[i], widths[i + 1], depth // 4, norm) for i in range(4)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from imaml_lightning import checks
+from imaml_lightning.errors import check_at_least
 from imaml_lightning.models.parts import BodyAndHead, Norm, check_images, convolution, normalisation
 
 
@@ -35,7 +35,7 @@ class VGG(BodyAndHead):
         norm: Norm = "batch",
         zero_head: bool = True,
     ) -> None:
-        checks.at_least(1, "network", filters=filters, stages=stages, per_stage=per_stage)
+        check_at_least(1, "network", filters=filters, stages=stages, per_stage=per_stage)
         check_images("VGG", way, channels, size, stages)
         layers: list[nn.Module] = []
         for stage in range(stages):

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from imaml_lightning import checks
+from imaml_lightning.errors import check_at_least, check_fraction
 
 #: Tensors ``[task, param, ...]`` that a rule remembers, by the names that torch.optim gives them.
 State = dict[str, Tensor]
@@ -51,9 +51,9 @@ class TorchRule(DifferentiableOptimizer):
             if isinstance(value, Tensor):
                 continue
             if name in self.fractions:
-                checks.fraction("optimizer", **{name: value})
+                check_fraction("optimizer", **{name: value})
             else:
-                checks.at_least(0, "optimizer", **{name: value})
+                check_at_least(0, "optimizer", **{name: value})
 
     def hyperparameters(self) -> dict[str, float | Tensor]:
         """What can be learned: the hyper-parameters that are numbers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from torch.nn.functional import softplus
 
 from imaml_lightning.errors import UsageError
 from imaml_lightning.optimizers.base import DifferentiableOptimizer, TorchRule
-from imaml_lightning.parameters import FlatNetwork
+from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.problem.precision import exactly
 
 Domain = Literal["positive", "unit", "real"]
 
@@ -49,6 +50,7 @@ class Learned(nn.Module):
         if (per == "group") != bool(groups):
             raise UsageError(f"per: group and groups go together, got per={per} and groups={list(groups)}: give both")
         self.name, self.per, self.per_step, self.domain, self.groups = name, per, per_step, domain, list(groups)
+        self.start = 0.0  # of ``raw``
         self.raw = nn.Parameter(torch.empty(0))
 
     def fit_to(self, network: FlatNetwork, optimizer: DifferentiableOptimizer, steps: int) -> None:
@@ -68,8 +70,13 @@ class Learned(nn.Module):
             "tensor": len(self.sizes),
             "parameter": sum(self.sizes),
         }[self.per]
-        start = torch.full((steps if self.per_step else 1, entries), self._inverse(float(known[self.name])))
-        self.raw = nn.Parameter(start)
+        self.start = self._inverse(float(known[self.name]))
+        self.raw = nn.Parameter(torch.full((steps if self.per_step else 1, entries), self.start))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Learned:
+        start = torch.full(self.raw.shape, self.start, dtype=torch.float64)
+        exactly(self, start, lambda: super(Learned, self)._apply(fn, recurse))
+        return self
 
     def forward(self, step: int) -> Tensor:
         """h at inner step number ``step`` (1, 2, ...): ``[1]`` or ``[param]``; differentiable in ``raw``."""

@@ -1,0 +1,41 @@
+"""What a trained learner can do: protocols and their figures, diagnostics, uncertainty, and adaptation to data of one's own."""
+
+from imaml_lightning.evaluation.diagnostics import adaptation_curve, solves, trace
+from imaml_lightning.evaluation.predictor import AdaptationReport, Predictor, adapt
+from imaml_lightning.evaluation.protocols import (
+    Calibration,
+    Evaluation,
+    all_at_once,
+    by_way_and_shot,
+    calibration,
+    classes_by_group,
+    compare,
+    confusion,
+    evaluate,
+    extremes,
+    load,
+    one_at_a_time,
+)
+from imaml_lightning.evaluation.uncertainty import predictive_variance
+
+__all__ = [
+    "AdaptationReport",
+    "Calibration",
+    "Evaluation",
+    "Predictor",
+    "adapt",
+    "adaptation_curve",
+    "all_at_once",
+    "by_way_and_shot",
+    "calibration",
+    "classes_by_group",
+    "compare",
+    "confusion",
+    "evaluate",
+    "extremes",
+    "load",
+    "one_at_a_time",
+    "predictive_variance",
+    "solves",
+    "trace",
+]

@@ -1,0 +1,28 @@
+"""The inner problem G(φ, θ) of a batch of tasks, how it is differentiated, and what a solver says of its solution.
+
+Read in this order: network (parameters as one vector), proximal, objective, derivatives, compiled, curvature, solution, rows.
+"""
+
+from imaml_lightning.problem.curvature import Curvature, FiniteDifference, GaussNewton, Hessian, ReleasedCode
+from imaml_lightning.problem.derivatives import Linearisation
+from imaml_lightning.problem.network import FlatNetwork, per_task
+from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.proximal import LowRankProximalTerm, NoProximalTerm, ProximalTerm
+from imaml_lightning.problem.solution import Result, Solution
+
+__all__ = [
+    "Curvature",
+    "FiniteDifference",
+    "FlatNetwork",
+    "GaussNewton",
+    "Hessian",
+    "InnerObjective",
+    "Linearisation",
+    "LowRankProximalTerm",
+    "NoProximalTerm",
+    "ProximalTerm",
+    "ReleasedCode",
+    "Result",
+    "Solution",
+    "per_task",
+]
