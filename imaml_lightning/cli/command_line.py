@@ -170,7 +170,7 @@ class CommandLine(LightningCLI):
         self._prepare_data()
         self._follow_data()
         self._check_checkpoint()
-        self.datamodule.check_network(self.model)
+        self.datamodule.check_network(self.model, training=self.subcommand == "fit")
         self._check_criterion()
         self.trainer.strategy.checkpoint_io = WholeCheckpoints(callbacks=self.subcommand == "fit")
         if self.subcommand != "fit":

@@ -204,10 +204,14 @@ class MetaLearner(Restorable, OuterSteps):
         self._evaluate(episode, batch_idx, setting_of(self.trainer.test_dataloaders, dataloader_idx))
 
     def predict_step(self, episode: Episode, batch_idx: int) -> Tensor:
-        """Outputs on the query set after adaptation ``[task, example, output]``: class probabilities or regression values."""
+        """Outputs on the query set after adaptation ``[task, example, output]``: class probabilities or regression values.
+
+        Not a number for padding.
+        """
         with self._drawing(batch_idx):
             _, after = self.outputs(episode)
-        return after if episode.query.y.is_floating_point() else after.softmax(-1)
+        after = after if episode.query.y.is_floating_point() else after.softmax(-1)
+        return torch.where(episode.query.real().unsqueeze(-1), after, torch.nan)
 
     def outputs(self, episode: Episode) -> tuple[Tensor, Tensor]:
         """The network's outputs on the query set ``[task, example, output]`` at θ and, adapted, at φ; without a graph.
