@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from imaml_lightning.problem.feature_memory import FeatureMemory
-from imaml_lightning.problem.network import FlatNetwork, hooked
+from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.problem.tensors import hooked, tensor_of
 
 
 class Cut:
@@ -68,7 +69,9 @@ class Cut:
             features = self._features(*sets)
             # Under autocast they come in half precision; the full precision of certificates begins here.
             return (
-                features if self.whole else tuple(x.to(_get(self._flat.network, self._flat.names[0])) for x in features)
+                features
+                if self.whole
+                else tuple(x.to(tensor_of(self._flat.network, self._flat.names[0])) for x in features)
             )
         except _NoEndError as error:
             self._stay_whole(str(error))
@@ -111,7 +114,7 @@ class Cut:
         warnings.warn(f"every inner step evaluates the whole network, because {why}", stacklevel=3)
 
     def _cut_chain(self, flat: FlatNetwork, chain: Sequence[nn.Module]) -> None:
-        adapted = {id(_get(flat.network, name)) for name in flat.names}
+        adapted = {id(tensor_of(flat.network, name)) for name in flat.names}
         first = next(i for i, m in enumerate(chain) if any(id(t) in adapted for t in _tensors(m).values()))
         if first == 0:
             self.why_whole = "its first layer is adapted"
@@ -119,7 +122,7 @@ class Cut:
         rest = chain[first] if first == len(chain) - 1 else nn.Sequential(*chain[first:])
         keys = {id(tensor): key for key, tensor in reversed(_tensors(rest).items())}
         self.module = _arranged(nn.Sequential(*chain[:first]))
-        self.adapted = flat.part(rest, [keys[id(_get(flat.network, name))] for name in flat.names])
+        self.adapted = flat.part(rest, [keys[id(tensor_of(flat.network, name))] for name in flat.names])
 
     def _cut_before_head(self, flat: FlatNetwork) -> None:
         owners = {name.rpartition(".")[0] for name in flat.names}
@@ -150,7 +153,7 @@ class _Head:
 
     def __init__(self, head: nn.Module, name: str, flat: FlatNetwork) -> None:
         self.head, self.name = head, name
-        self.adapted = [_get(flat.network, each) for each in flat.names]
+        self.adapted = [tensor_of(flat.network, each) for each in flat.names]
 
     def input_of(self, network: nn.Module, x: Tensor) -> Tensor:
         """What enters the head; _NoEndError if the network does more with it than to return what it says of one tensor."""
@@ -228,8 +231,3 @@ def _common_owner(owners: set[str]) -> str:
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     """All parameters and buffers, under all their names."""
     return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-
-
-def _get(network: nn.Module, name: str) -> Tensor:
-    owner, _, last = name.rpartition(".")
-    return getattr(network.get_submodule(owner), last)
