@@ -32,7 +32,7 @@ FIT = """Meta-train, then test the best checkpoint.
   imaml-lightning fit                                    letters from fonts, a look in three minutes
   imaml-lightning fit --config omniglot_5w1s --config algorithms/maml
                                                           an experiment, with another algorithm
-  imaml-lightning fit --name plants --data.source ImageFolder --data.source.root birds
+  imaml-lightning fit --name birds --data.source ImageFolder --data.source.root birds
 
 The options people turn, with their defaults in brackets. A class is named by its name, and its own
 options follow.
