@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from imaml_lightning import Episode, Examples, MetaLearner, ProximalTerm, Result, UsageError
 from imaml_lightning.adaptation import FirstOrder, Implicit, Unrolled
 from imaml_lightning.inner import LBFGS, Newton
+from imaml_lightning.learner.criterion import ByTargets
 from imaml_lightning.linear import ConjugateGradient, Exact
 from imaml_lightning.models import AnyWay, Conv4, OneHotSquaredError, UnitLength
 from imaml_lightning.optimizers import SGD, Learned
@@ -23,6 +24,7 @@ CRITERIA = {
     "sum": lambda: nn.CrossEntropyLoss(reduction="sum"),
     "one-hot": OneHotSquaredError,
     "regression": nn.MSELoss,
+    "by targets": ByTargets,
 }
 
 
@@ -155,6 +157,7 @@ def test_a_learned_start_is_one_vector_for_all_classes() -> None:
     unrolled = Unrolled(SGD(0.5), steps=2, learned=[Learned("lr", "parameter")])
     built = learner("one-hot", AnyWay(FEATURES, learn_start=True), adaptation=unrolled)
     assert built.flat.names == ["3.weight"]
+    built.criterion = OneHotSquaredError(learn=False).double()  # cross-entropy does not see what all classes share
     tasks = episode(way=4)
     loss = lambda: built.judge(built.adapted(tasks.support).phi, tasks.query)["loss"].mean()  # noqa: E731
     loss().backward()
@@ -172,7 +175,7 @@ def test_a_learned_start_is_one_vector_for_all_classes() -> None:
 
 def test_float32_solves_are_certified() -> None:
     torch.manual_seed(0)
-    network = Conv4(way=None, filters=8, norm="running", pools=3, unit_length=True)
+    network = Conv4(any_way=True, filters=8, norm="running", pools=3, unit_length=True)
     for criterion in (None, OneHotSquaredError()):
         adaptation = Implicit(Newton(), Exact(), proximal=ProximalTerm(0.01))
         built = MetaLearner(network, adaptation, support_criterion=criterion, adapt=["head.*"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imaml_lightning.data.augment import Augment
-from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
+from imaml_lightning.data.base import SPLITS, USUAL_WAY, EpisodeSource, Split
 from imaml_lightning.data.class_source import ClassSource
 from imaml_lightning.data.sampler import BatchSampler, Draft, EpisodeDataset, EpisodeLoader
 from imaml_lightning.data.setting import Setting, named_setting, shots
@@ -28,7 +28,7 @@ class EpisodeDataModule(LightningDataModule):
 
     Args:
         source: where tasks come from; None means Glyphs, the embedded letters.
-        way: classes of a task. Regression ignores it.
+        way: classes of a task; None means 5, or as many as the source's tasks have if that is fixed or less. Regression ignores it.
         shot: support examples of a class (of a task in regression); or a range such as 1..9, from which each training batch draws.
         query: query examples of a class (of a task in regression).
         tasks: tasks of a meta-batch, over all ranks together.
@@ -53,7 +53,7 @@ class EpisodeDataModule(LightningDataModule):
     def __init__(
         self,
         source: EpisodeSource | None = None,
-        way: int = 5,
+        way: int | None = None,
         shot: int | str = 1,
         query: int = 15,
         tasks: int = 16,
@@ -70,20 +70,22 @@ class EpisodeDataModule(LightningDataModule):
         on_device: bool = False,
     ) -> None:
         super().__init__()
-        eval_way, eval_query = way if eval_way is None else eval_way, query if eval_query is None else eval_query
-        _at_least(2, way=way, eval_way=eval_way)
+        eval_query = query if eval_query is None else eval_query
+        _at_least(2, way=2 if way is None else way, eval_way=2 if eval_way is None else eval_way)
         _at_least(1, query=query, eval_query=eval_query, tasks=tasks)
         _at_least(1, train_batches=train_batches, val_episodes=val_episodes, test_episodes=test_episodes)
         _at_least(0, seed=seed, workers=workers)
         self.source = source if source is not None else Glyphs()
-        self.training = Setting(way, shots("shot", shot), query)
-        self.evaluation = Setting(eval_way, shots("eval_shot", shot if eval_shot is None else eval_shot), eval_query)
-        if len(self.evaluation.shots) > 1:
+        self.training = Setting(USUAL_WAY if way is None else way, shots("shot", shot), query)
+        eval_shots = shots("eval_shot", shot if eval_shot is None else eval_shot)
+        if len(eval_shots) > 1:
             raise UsageError(
                 f"--data.shot {shot} is a range, and figures are of one number: set --data.eval_shot to the number for "
                 "validation and test."
             )
-        self.settings = {name: named_setting(name, eval_way, eval_query) for name in eval_settings}
+        self._open = way is None, eval_way is None  # what the source may say
+        self._named = tuple(eval_settings)
+        self._evaluate(self.training.way if eval_way is None else eval_way, eval_shots, eval_query)
         self.tasks, self.train_batches = tasks, train_batches
         self.val_episodes, self.test_episodes = val_episodes, test_episodes
         self.seed, self.workers = seed, workers
@@ -114,6 +116,7 @@ class EpisodeDataModule(LightningDataModule):
                     f"choose a multiple of {ranks}."
                 )
         self.source.setup()
+        self._follow_source()
         for split in SPLITS:
             self.source.check(split, *self.setting(split).most)
         for name, setting in self.settings.items():
@@ -127,6 +130,18 @@ class EpisodeDataModule(LightningDataModule):
             self.check_network(trainer.lightning_module, training=stage in (None, "fit"))
         self._ready = True
 
+    def _evaluate(self, way: int, shots: range, query: int) -> None:
+        self.evaluation = Setting(way, shots, query)
+        self.settings = {name: named_setting(name, way, query) for name in self._named}
+
+    def _follow_source(self) -> None:
+        """The number of ways that the source has, where nobody asked for one."""
+        of_training, of_evaluation = self._open
+        if of_training:
+            self.training = self.training._replace(way=self.source.usual_way())
+        if of_evaluation:
+            self._evaluate(self.training.way, self.evaluation.shots, self.evaluation.query)
+
     def check_network(self, learner: LightningModule, training: bool = True) -> None:
         """Refuse a network that does not fit the source, before training comes upon it. Called after ``setup``.
 
@@ -134,8 +149,8 @@ class EpisodeDataModule(LightningDataModule):
             UsageError: it cannot take the inputs, has another number of outputs, or would take padding for examples.
         """
         network, source = learner.get_submodule("network"), type(self.source).__name__
-        parameter = next(network.parameters())
-        x = torch.zeros(2, *self.source.shape, dtype=parameter.dtype, device=parameter.device)
+        like = next((t for t in network.state_dict().values() if t.is_floating_point()), torch.empty(0))
+        x = torch.zeros(2, *self.source.shape, dtype=like.dtype, device=like.device)
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 outputs = network(x).shape[-1]
@@ -146,10 +161,11 @@ class EpisodeDataModule(LightningDataModule):
             ) from error
         settings = [self.training, self.evaluation, *self.settings.values()]
         others = {setting.way for setting in settings} - {outputs}
-        if self.source.task == "classification" and others and not getattr(network, "any_way", False):
+        if self.source.task == "classification" and others and not getattr(learner, "any_way", False):
             raise UsageError(
                 f"{type(network).__name__} has {outputs} outputs, but a task has {min(others)} classes: set its way or "
-                f"outputs in --model.network.init_args and --data.way, eval_way and eval_settings to the same number."
+                "outputs in --model.network.init_args and --data.way, eval_way and eval_settings to the same number, or "
+                "take a head for any number of classes."
             )
         self.check_padding(learner, training)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
@@ -25,19 +25,26 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from imaml_lightning.adaptation import Adaptation, Adapted, Implicit
 from imaml_lightning.episode import Episode, Examples
-from imaml_lightning.errors import DivergedError, UsageError, check_positive
+from imaml_lightning.errors import DivergedError, UsageError, check_at_least, check_positive
+from imaml_lightning.learner.advice import outcome
 from imaml_lightning.learner.calibration import seconds_a_task
 from imaml_lightning.learner.checkpoint import TRUSTED, check_trusted, read_checkpoint
+from imaml_lightning.learner.criterion import ByTargets, check_criterion
+from imaml_lightning.learner.folds import folded
+from imaml_lightning.learner.medians import EpisodeMedian
 from imaml_lightning.learner.memory import peak_memory
 from imaml_lightning.learner.metrics import EpisodeMean
 from imaml_lightning.learner.modes import answering
 from imaml_lightning.learner.outer import monitored, try_step
+from imaml_lightning.learner.parts import PARTS_KEY, check_parts, kept_parts, warn_of_others
+from imaml_lightning.learner.preflight import preflight
 from imaml_lightning.learner.reach import exchanged, reached
 from imaml_lightning.learner.targets import settled
 from imaml_lightning.models import Conv4
 from imaml_lightning.problem.compiled import CompiledDerivatives
 from imaml_lightning.problem.cut import Cut
-from imaml_lightning.problem.derivatives import task_losses
+from imaml_lightning.problem.feature_memory import FeatureMemory
+from imaml_lightning.problem.losses import task_losses
 from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.problem.objective import InnerObjective
 from imaml_lightning.problem.randomness import seeded
@@ -49,6 +56,9 @@ MAX_SKIPPED = 10
 
 #: Under which a checkpoint keeps what a run needs, besides its state, to go on bit for bit.
 COUNTERS_KEY = "imaml_lightning_counters"
+
+#: Figures of which validation and test give the median beside the mean.
+MEDIANS = ("loss", "loss_before", "accuracy", "accuracy_before", "inner_stationarity", "inner_growth")
 
 #: Tasks that a CPU solves together. Measured with torch 2.13: 1.2 to 2.3 times faster than one by one (benchmarks/task_chunk.py).
 CPU_CHUNK = 16
@@ -63,7 +73,8 @@ class MetaLearner(LightningModule):
     Args:
         network: any module from inputs ``[example, *feature]`` to outputs ``[example, output]``, without running statistics.
         adaptation: the map θ ↦ φ; Implicit is iMAML.
-        criterion: loss of outputs against targets, inner and outer; CrossEntropyLoss or MSELoss.
+        criterion: loss of outputs against targets, inner and outer; None is cross-entropy for classes and mean squared error for
+            values.
         support_criterion: another loss for the support set, such as a learned one; None is ``criterion``.
         optimizer: the outer optimizer; Adam of rate 0.001 if not given.
         scheduler: of the outer learning rate, stepped once a meta-step; ``ReduceLROnPlateau`` after each validation.
@@ -71,6 +82,8 @@ class MetaLearner(LightningModule):
         task_chunk: tasks solved together by vmap; ``auto`` is at most 16 on a CPU and all at once elsewhere, ``measured`` is what
             is fastest here in the first meta-step (a checkpoint remembers it). Changes memory and speed, and results only by rounding.
         clip_norm: largest norm of the meta-gradient; longer ones are shortened to it.
+        folds: tasks made of each training episode's images, each with other ones for its support set; their features are
+            computed once. At most (shot + query) / shot.
 
     Raises:
         UsageError: for a value that cannot be used.
@@ -89,6 +102,7 @@ class MetaLearner(LightningModule):
         adapt: Sequence[str] = ("*",),
         task_chunk: int | Literal["auto", "measured"] = "auto",
         clip_norm: float | None = None,
+        folds: int = 1,
     ) -> None:
         super().__init__()
         if isinstance(task_chunk, int) and task_chunk < 1:
@@ -99,12 +113,13 @@ class MetaLearner(LightningModule):
         self.automatic_optimization = False
         self.network = network or Conv4()
         self.adaptation = adaptation or Implicit()
-        self.criterion = criterion or nn.CrossEntropyLoss()
+        self.criterion = criterion or ByTargets()
         self.support_criterion = support_criterion
         # No lambda, which could not be pickled.
         self.optimizer = optimizer or partial(torch.optim.Adam, lr=0.001)
         self.scheduler = scheduler
-        self.task_chunk, self.clip_norm = task_chunk, clip_norm
+        check_at_least(1, "model", folds=folds)
+        self.task_chunk, self.clip_norm, self.folds = task_chunk, clip_norm, folds
         self.measured_chunk: int | None = None
         self.seed: int | None = None  # of what the network draws; a checkpoint remembers it
         self.derivatives: CompiledDerivatives | None = None  # callbacks.Compiled sets them
@@ -115,8 +130,10 @@ class MetaLearner(LightningModule):
         self.adaptation.fit_to(self.flat)
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64))
         self.skipped_in_a_row = 0
+        self.checked = False  # whether the network has shown, on two tasks, what it can do
         self.unreached: set[str] = set()  # parameters, as far as it was said
         self.scores: dict[str, EpisodeMean] = {}  # of the episodes of this validation or test
+        self.medians: dict[str, EpisodeMedian] = {}
 
     def _save_plain_hyperparameters(self) -> None:
         """Keep what ``load_from_checkpoint`` needs, as plain types.
@@ -126,11 +143,13 @@ class MetaLearner(LightningModule):
         """
         here = inspect.currentframe()
         assert here is not None
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`")
-            self.save_hyperparameters(logger=False, frame=here.f_back)
+        assert here.f_back is not None
+        given = _given_hyperparameters.get() or here.f_back.f_locals
+        # Lightning would make a deep copy of each module, which not every module bears.
+        modules = [name for name, value in given.items() if isinstance(value, nn.Module)]
+        self.save_hyperparameters(logger=False, frame=here.f_back, ignore=modules)
         for name, value in list(self.hparams.items()):
-            if isinstance(value, nn.Module) or callable(value):
+            if callable(value):
                 del self.hparams[name]
 
     @classmethod
@@ -146,7 +165,8 @@ class MetaLearner(LightningModule):
             **options: arguments of the learner that replace those in the checkpoint.
 
         Raises:
-            UsageError: if the file is missing, damaged, or names a class of another package.
+            UsageError: if the file is missing, damaged, names a class of another package, or needs a part that was an
+                object in Python and is not given here.
         """
         checkpoint = read_checkpoint(checkpoint_path)
         arguments = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
@@ -154,14 +174,30 @@ class MetaLearner(LightningModule):
         set_parsing_settings(import_path_allowlist=[*TRUSTED, *trust])  # Lightning builds the learner by jsonargparse
         # Lightning reads the file again; what replaces its arguments names classes by where they are today.
         options = options if "hparams_file" in options else arguments | options
-        with torch.inference_mode(False):  # or its parameters could never be differentiated
-            return super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
+        parts = checkpoint.get(PARTS_KEY, {})
+        check_parts(checkpoint_path, parts, options, cls)
+        try:
+            with torch.inference_mode(False):  # or its parameters could never be differentiated
+                learner = super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
+        except RuntimeError as error:
+            if "state_dict" not in str(error):
+                raise
+            raise UsageError(
+                f"checkpoint {checkpoint_path} is of another network: give the one that was trained, load(path, network=…)"
+            ) from error
+        warn_of_others(checkpoint_path, parts, learner)
+        return learner
 
     @property
     def protocol(self) -> str:
         """``transductive`` where a query batch is normalised by its own statistics, else ``inductive``."""
         batch_norm = any(isinstance(m, _BatchNorm) and not m.track_running_stats for m in self.network.modules())
         return "transductive" if batch_norm else "inductive"
+
+    @property
+    def any_way(self) -> bool:
+        """Whether tasks may have any number of classes."""
+        return self.flat.any_way
 
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         trained = [p for p in self.parameters() if p.requires_grad]
@@ -202,6 +238,8 @@ class MetaLearner(LightningModule):
     def judge_on(self, phi: Tensor, query: Examples) -> dict[str, Tensor]:
         """As ``judge``, of ``query`` whose x are features."""
         outputs = self.cut.adapted.tasks(phi, query.x)
+        for criterion in filter(None, (self.criterion, self.support_criterion)):
+            check_criterion(criterion, outputs, query.y)
         figures = {"loss": task_losses(self.criterion, outputs, query)}
         if not query.y.is_floating_point():
             hits = (outputs.argmax(-1) == query.y).double()
@@ -213,10 +251,14 @@ class MetaLearner(LightningModule):
         episode = settled(episode)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0: never, as in a barebones Trainer
         log_now = every > 0 and (self.global_step + 1) % every == 0
+        if not self.checked:
+            preflight(self, episode)
+            self.checked = True
         # Since the first, with those that were skipped.
-        meta_step: int = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        meta_step: int = progress.processed
         with self._drawing(meta_step, 0):
-            episode = self.features(episode)
+            episode = folded(self.features(episode), self.folds)
         if self.task_chunk == "measured" and self.measured_chunk is None:
             self._measure_chunk(episode.support)
         logs: list[dict[str, Tensor]] = []
@@ -290,15 +332,19 @@ class MetaLearner(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.scores.clear()
+        self.medians.clear()
+        self.cut.memory = FeatureMemory()
 
     on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
+        self.cut.memory = None
         self._log_scores("val")
         if self.trainer.state.fn == "fit":
             self._step_plateau()
 
     def on_test_epoch_end(self) -> None:
+        self.cut.memory = None
         self._log_scores("test")
 
     def _measure_chunk(self, support: Examples) -> None:
@@ -312,6 +358,8 @@ class MetaLearner(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         names = ("measured_chunk", "skipped_in_a_row", "seed")
         checkpoint[COUNTERS_KEY] = {name: getattr(self, name) for name in names}
+        if parts := kept_parts(self, self.hparams):
+            checkpoint[PARTS_KEY] = parts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, value in checkpoint.get(COUNTERS_KEY, {}).items():
@@ -337,8 +385,8 @@ class MetaLearner(LightningModule):
         """Within it the network draws (dropout, noise) by the run's seed, this rank and ``place`` alone: a resumed run draws
         the same, whatever validation, the log or a user's own code has drawn in between.
         """
-        assert self.seed is not None
-        return seeded(self.device, self.seed, self.global_rank, *place)
+        seed = torch.initial_seed() if self.seed is None else self.seed  # it has no run without a Trainer
+        return seeded(self.device, seed, self.global_rank, *place)
 
     def _chunk_size(self) -> int | None:
         if self.measured_chunk is not None and self.task_chunk == "measured":
@@ -480,11 +528,13 @@ class MetaLearner(LightningModule):
                 adapted = self.adaptation(objective)
                 judged = self.judge_on(adapted.phi, chunk.query)
                 figures = self._task_figures(chunk, adapted, objective.theta, judged)
-                for name, values in figures.items():
+                for name, values in (figures | outcome(objective, adapted.phi)).items():
                     path = f"{setting}{name}"
                     if path not in self.scores:
                         self.scores[path] = EpisodeMean().to(self.device)
+                        self.medians[path] = EpisodeMedian().to(self.device)
                     self.scores[path].update(values)
+                    self.medians[path].update(values)
 
     def _log_scores(self, stage: str) -> None:
         for path, metric in self.scores.items():
@@ -494,6 +544,8 @@ class MetaLearner(LightningModule):
             self.log(f"{stage}/{shown}", score["mean"].float(), prog_bar=name == "accuracy", sync_dist=True)
             if name in ("loss", "accuracy"):
                 self.log(f"{stage}/{shown}_ci95", score["ci95"].float(), sync_dist=True)
+            if name in MEDIANS:
+                self.log(f"{stage}/{path}_median", self.medians[path].compute(), sync_dist=True)
 
 
 def _refuse_running_statistics(adapted: nn.Module, why_whole: str) -> None:
@@ -510,8 +562,10 @@ def _refuse_running_statistics(adapted: nn.Module, why_whole: str) -> None:
 def validation_figures(classes: bool) -> set[str]:
     """Names of what validation logs of an iterative inner solver, with accuracies where the targets are ``classes``."""
     scores = ("loss", "accuracy") if classes else ("loss",)
-    inner = ("residual", "stationarity", "steps", *(code.name.lower() for code in Result))
-    names = [f"{score}{kind}" for score in scores for kind in ("", "_before", "_ci95")]
+    outcomes = ("diverged", "growth", "growth_median", "stationarity_median")
+    inner = ("residual", "stationarity", "steps", *outcomes, *(code.name.lower() for code in Result))
+    kinds = ("", "_before", "_ci95", "_median", "_before_median")
+    names = [f"{score}{kind}" for score in scores for kind in kinds]
     return {f"val/{name}" for name in (*names, *(f"inner_{name}" for name in inner))}
 
 

@@ -13,10 +13,11 @@ from imaml_lightning.errors import check_positive
 
 
 class OneHotSquaredError(nn.Module):
-    """ℓ(z, y) = mean over examples of ½ ‖z − t e_y‖², e_y the one-hot vector of class y, t the size of the targets.
+    """ℓ(z, y) = Σ over examples ½ ‖z − t e_y‖², e_y the one-hot vector of class y, t the size of the targets.
 
     As ``support_criterion`` with a linear head the inner problem is ridge regression, which ``Newton`` solves in one step.
     The solution is proportional to t, so t is the inverse temperature of the query set's softmax: meta-learned by default.
+    A sum and no mean, so that λ means the same for any number of examples, and more of them outweigh it.
 
     Args:
         target: t > 0, at the start.
@@ -37,9 +38,8 @@ class OneHotSquaredError(nn.Module):
         """The loss of one task, of outputs ``[example, class]`` and class numbers ``[example]``."""
         real = y != IGNORED
         goal = self.log_target.exp() * one_hot(torch.where(real, y, 0), z.shape[-1]).to(z.dtype)
-        return 0.5 * ((z - goal).square().sum(-1) * real).sum() / real.sum()
+        return 0.5 * ((z - goal).square().sum(-1) * real).sum()
 
     def output_curvature(self, z: Tensor, examples: Examples) -> tuple[Tensor, bool]:
-        """∂²ℓ/∂z² as ``LinearisedHead.inverse`` wants it: 1 over the number of examples, the same for all outputs."""
-        real = examples.real().unsqueeze(2).to(z.dtype)
-        return real / real.sum(1, keepdim=True), False
+        """∂²ℓ/∂z² as ``LinearisedHead.inverse`` wants it: 1, the same for all outputs."""
+        return examples.real().unsqueeze(2).to(z.dtype), False

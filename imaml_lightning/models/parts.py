@@ -19,14 +19,21 @@ class BodyAndHead(nn.Module):
 
     Args:
         body: from images ``[example, channel, height, width]``; its output is flattened.
-        way: outputs, one for each class of a task; None makes the number of classes free (``AnyWay``).
-        channels, size: of the images.
+        way, channels, size: of the outputs and of the images.
         zero_head: start the head at zero, so that the start is symmetric in the classes.
         unit_length: divide the features of an image by their length, so that ‖z‖ = 1 for the head.
+        any_way: a head for any number of classes (``AnyWay``) in place of one for ``way``.
     """
 
     def __init__(
-        self, body: nn.Module, way: int | None, channels: int, size: int, zero_head: bool, unit_length: bool = False
+        self,
+        body: nn.Module,
+        way: int,
+        channels: int,
+        size: int,
+        zero_head: bool,
+        unit_length: bool = False,
+        any_way: bool = False,
     ) -> None:
         super().__init__()
         self.body = body
@@ -35,7 +42,8 @@ class BodyAndHead(nn.Module):
             features = body.eval()(torch.zeros(2, channels, size, size)).flatten(1).shape[1]
         body.train(training)
         self.embedding = nn.Sequential(nn.Flatten(), *([UnitLength()] if unit_length else []))
-        if way is None:
+        self.any_way = any_way
+        if any_way:
             self.head: nn.Linear = AnyWay(features)
             return
         self.head = nn.Linear(features, way)
@@ -68,9 +76,9 @@ def normalisation(norm: Norm, channels: int) -> nn.Module:
     return nn.GroupNorm(math.gcd(8, channels), channels) if norm == "group" else nn.Identity()
 
 
-def check_images(owner: str, way: int | None, channels: int, size: int, halvings: int) -> None:
+def check_images(owner: str, way: int, channels: int, size: int, halvings: int) -> None:
     """Refuse what no network can be built for, and images too small to be halved so often."""
-    if min(1 if way is None else way, channels) < 1 or size < 2**halvings:
+    if min(way, channels) < 1 or size < 2**halvings:
         raise UsageError(
             f"{owner} needs way and channels of at least 1 and size of at least {2**halvings}, "
             f"got {way}, {channels} and {size}"

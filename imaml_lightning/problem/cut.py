@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from imaml_lightning.problem.feature_memory import FeatureMemory
 from imaml_lightning.problem.network import FlatNetwork, hooked
 
 
@@ -32,12 +34,14 @@ class Cut:
         adapted: what comes after the cut, as a function of the same flat vector.
         module: what comes before it; None for a whole network.
         why_whole: why the network stays whole; empty where it is cut.
+        memory: of features, set while the network stays as it is and is in evaluation mode; used without gradients on a CPU.
     """
 
     def __init__(self, flat: FlatNetwork, whole: str = "") -> None:
         self.module: nn.Module | None = None
         self._flat = self.adapted = flat
         self.why_whole = whole
+        self.memory: FeatureMemory | None = None
         self._apart: bool | None = None
         self._head: _Head | None = None
         chain = _chain(flat.network)
@@ -61,7 +65,11 @@ class Cut:
         whole network. In training ordinary batch normalisation takes its statistics over all images of the call.
         """
         try:
-            return self._features(*sets)
+            features = self._features(*sets)
+            # Under autocast they come in half precision; the full precision of certificates begins here.
+            return (
+                features if self.whole else tuple(x.to(_get(self._flat.network, self._flat.names[0])) for x in features)
+            )
         except _NoEndError as error:
             self._stay_whole(str(error))
             return sets
@@ -73,7 +81,9 @@ class Cut:
             self._apart = self._depends_on_company(torch.cat([x.flatten(0, 1) for x in sets]))
         if self._apart is not False:
             return tuple(torch.stack([self._evaluate(task) for task in x]) for x in sets)
-        together = self._evaluate(torch.cat([x.flatten(0, 1) for x in sets]))
+        images = torch.cat([x.flatten(0, 1) for x in sets])
+        remembers = self.memory is not None and not torch.is_grad_enabled() and images.device.type == "cpu"
+        together = self.memory.of(images, self._evaluate) if remembers and self.memory else self._evaluate(images)
         parts = together.split([x.shape[0] * x.shape[1] for x in sets])
         return tuple(part.unflatten(0, x.shape[:2]) for part, x in zip(parts, sets, strict=True))
 
@@ -108,7 +118,7 @@ class Cut:
             return
         rest = chain[first] if first == len(chain) - 1 else nn.Sequential(*chain[first:])
         keys = {id(tensor): key for key, tensor in reversed(_tensors(rest).items())}
-        self.module = nn.Sequential(*chain[:first])
+        self.module = _arranged(nn.Sequential(*chain[:first]))
         self.adapted = flat.part(rest, [keys[id(_get(flat.network, name))] for name in flat.names])
 
     def _cut_before_head(self, flat: FlatNetwork) -> None:
@@ -122,8 +132,13 @@ class Cut:
             self.why_whole = f"hooks wait to be called around {owner}"
             return
         self._head = _Head(head, owner, flat)
-        self.module = flat.network
+        self.module = _arranged(flat.network)
         self.adapted = flat.part(head, [name.removeprefix(f"{owner}.") for name in flat.names])
+
+
+def _arranged(module: Any) -> Any:
+    """Its numbers in another order in memory, in which a CPU convolves one and a half times as fast."""
+    return module.to(memory_format=torch.channels_last)
 
 
 class _NoEndError(Exception):
@@ -187,7 +202,8 @@ def _chain(network: nn.Module) -> list[nn.Module] | None:
     if type(network) is nn.Sequential:
         parts = list(network)
     elif hasattr(network, "chain") and _definer(network, "chain") is _definer(network, "forward"):
-        parts = network.chain()
+        own: Any = network
+        parts = own.chain()
     else:
         return None
     return [module for part in parts for module in (_chain(part) or [part])]

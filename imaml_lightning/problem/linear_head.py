@@ -8,7 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from imaml_lightning.problem.derivatives import Derivatives, Linearisation, pull_back, task_losses
+from imaml_lightning.problem.derivatives import Derivatives, Linearisation, pull_back
+from imaml_lightning.problem.losses import task_losses
 from imaml_lightning.problem.network import linear_outputs
 from imaml_lightning.problem.output_curvature import output_curvature
 from imaml_lightning.problem.precision import full_precision
@@ -118,8 +119,11 @@ class _SpanInverse:
         flat: Callable[[Tensor], Tensor],
     ) -> None:
         self.strength, self.rows, self.flat = strength, rows, flat
-        self.x = x.unsqueeze(1)  # [task, 1, example, feature], the same for every output
-        kernel = (self.x / strength.unsqueeze(-2)) @ self.x.mT if strength.ndim > 1 else self.x @ self.x.mT / strength
+        self.x = x
+        if strength.numel() == 1:
+            kernel = (x @ x.mT / strength).unsqueeze(1)  # the same for every output
+        else:
+            kernel = (x.unsqueeze(1) / strength.unsqueeze(-2)) @ x.mT.unsqueeze(1)  # [task, output, example, example]
         root = d.sqrt().unsqueeze(-1)
         scaled = root * kernel * root.mT
         factor, _ = torch.linalg.cholesky_ex(scaled + torch.eye(scaled.shape[-1], dtype=x.dtype, device=x.device))
@@ -133,8 +137,12 @@ class _SpanInverse:
     @torch.no_grad()
     def __call__(self, v: Tensor) -> Tensor:
         scaled = self.rows(v) / self.strength
-        r = (self.e @ (self.x @ scaled.unsqueeze(-1))).squeeze(-1)  # E X Λ⁻¹ v, [task, output, example]
+        r = self._e_times(scaled @ self.x.mT)  # E X Λ⁻¹ v, [task, output, example]
         if self.coupling is not None:
             shared = torch.cholesky_solve(r.sum(1).unsqueeze(-1), self.coupling).unsqueeze(1)
             r = r - (self.e @ shared).squeeze(-1)
-        return self.flat(scaled - (r @ self.x.squeeze(1)) / self.strength)
+        return self.flat(scaled - (r @ self.x) / self.strength)
+
+    def _e_times(self, r: Tensor) -> Tensor:
+        """E r, output by output; E is symmetric, and where all outputs share one, a single product of matrices does."""
+        return r @ self.e.squeeze(1) if self.e.shape[1] == 1 else (self.e @ r.unsqueeze(-1)).squeeze(-1)

@@ -41,17 +41,25 @@ class InnerObjective:
     criterion: nn.Module
     compiled: CompiledDerivatives | None = None
 
-    @cached_property
+    @property
     def derivatives(self) -> Derivatives:
-        """How L_S is evaluated and differentiated: the first way of these that computes just this network."""
+        """How L_S is evaluated and differentiated. Autocast begins and ends while an objective lives, and changes what can be
+        written out: one way is chosen under it, one without.
+        """
+        return self._under_autocast if torch.is_autocast_enabled(self.theta.device.type) else self._as_it_is
+
+    def _choose(self) -> Derivatives:
+        """The first way of these that computes just this network."""
         here = self.network, self.support, self.criterion
-        if self.compiled and self.compiled.criterion is self.criterion:
+        if self.compiled and self.compiled.are_of(self.criterion, self.support):
             return Compiled(*here, self.compiled)
         if self.network.is_linear:
             return LinearHead(*here)
         if self.network.can_fold and not any(True for _ in self.criterion.parameters()):
             return WrittenOut(*here)
         return ByAutograd(*here)
+
+    _as_it_is, _under_autocast = cached_property(_choose), cached_property(_choose)
 
     def task(self, index: int) -> InnerObjective:
         """G of one task alone."""

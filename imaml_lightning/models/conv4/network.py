@@ -18,10 +18,10 @@ class Conv4(BodyAndHead):
     """Four blocks of 3 x 3 convolution, down-sampling, normalisation and ReLU, then a linear head.
 
     Args:
-        way: outputs, one for each class of a task; None makes the number of classes free (``AnyWay``).
+        way: outputs, one for each class of a task.
         channels: of an input image.
         size: height and width of an input image, in pixels.
-        filters: of each convolution.
+        filters: of each convolution; one number for all, or a list of one for each block.
         downsample: ``max_pool`` (2 x 2, after the convolution) or ``stride`` (convolutions of stride 2, as in the
             paper's Omniglot code; several times cheaper).
         norm: ``batch`` (statistics of the batch at hand, no running averages: the *transductive* protocol when a
@@ -30,23 +30,30 @@ class Conv4(BodyAndHead):
             that divide ``filters``), or ``none``. One for all blocks, or a list of one for each.
         zero_head: start the head at zero, so that the start is symmetric in the classes, whose order is drawn anew
             in every episode, and so that the inner problem begins well conditioned.
+        norm_first: normalise before the ReLU, as is usual outside few-shot learning, not after it.
+        pools: of the four blocks, how many halve the image; with 3 an image of 28 pixels leaves 3 x 3 places.
+        unit_length: features of length 1 for the head.
+        any_way: a head for any number of classes (``AnyWay``); ``way`` then means nothing.
 
     Source: Vinyals et al. (2016), section 4.1; Finn et al. (2017), appendix A.1.
     """
 
     def __init__(
         self,
-        way: int | None = 5,
+        way: int = 5,
         channels: int = 1,
         size: int = 28,
-        filters: int = 64,
+        filters: int | Sequence[int] = 64,
         downsample: Literal["max_pool", "stride"] = "max_pool",
         norm: Norm | Sequence[Norm] = "batch",
         zero_head: bool = True,
+        norm_first: bool = False,
         pools: int = 4,
         unit_length: bool = False,
+        any_way: bool = False,
     ) -> None:
-        if min(1 if way is None else way, channels, size, filters) < 1:
+        widths = [filters] * 4 if isinstance(filters, int) else list(filters)
+        if min(way, channels, size, *widths) < 1:
             given = f"{way}, {channels}, {size}, {filters}"
             raise UsageError(f"way, channels, size and filters of Conv4 must be at least 1, got {given}")
         if not 0 <= pools <= 4:
@@ -56,22 +63,25 @@ class Conv4(BodyAndHead):
                 f"size of Conv4 must be at least {2**pools} for max_pool to halve it {pools} times, got {size}: use stride"
             )
         norms = [norm] * 4 if isinstance(norm, str) else list(norm)
-        if len(norms) != 4:
-            raise UsageError(f"norm of Conv4 must be one, or one for each of four blocks, got {norms}")
+        if len(norms) != 4 or len(widths) != 4:
+            raise UsageError(
+                f"norm and filters of Conv4 must be one, or four for four blocks, got {norms} and {widths}"
+            )
         strided = downsample == "stride"
         blocks = []
         for block in range(4):
-            before = channels if block == 0 else filters
+            before, after = [channels, *widths][block], widths[block]
             halves = block < pools
             stride = 2 if strided and halves else 1
-            layers: list[tuple[str, nn.Module]] = [("conv", convolution(before, filters, stride=stride))]
+            layers: list[tuple[str, nn.Module]] = [("conv", convolution(before, after, stride=stride))]
             if not strided and halves:
                 layers.append(("pool", nn.MaxPool2d(2)))
-            layers.append(("relu", nn.ReLU()))
+            activation: list[tuple[str, nn.Module]] = [("relu", nn.ReLU())]
             if norms[block] != "none":
-                layers.append(("norm", normalisation(norms[block], filters)))
+                activation.insert(0 if norm_first else 1, ("norm", normalisation(norms[block], after)))
+            layers += activation
             blocks.append(nn.Sequential(OrderedDict(layers)))
-        super().__init__(nn.Sequential(*blocks), way, channels, size, zero_head, unit_length)
+        super().__init__(nn.Sequential(*blocks), way, channels, size, zero_head, unit_length, any_way)
 
     @property
     def fold(self) -> Callable[[Tensor], FoldedConv4] | None:

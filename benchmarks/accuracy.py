@@ -1,0 +1,218 @@
+"""Accuracy against core-seconds on Omniglot: one training, tested in four settings; what is adapted and how it is differentiated.
+
+    accuracy.py --seconds 635 --seeds 0 1 2                          # the head alone, exact implicit gradient
+    accuracy.py --seconds 60 --variants head-first-order head-maml   # others in the same frame
+
+Core-seconds are process time of training alone, on one thread, over which the outer rate falls to 0 as a cosine. Split and
+test episodes are those of configs/omniglot.yaml. Each query example is classified by itself unless the row says
+``transductive``. A row is added for each run; rows of the same variant, seed and length are replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from statistics import mean, stdev
+
+import torch
+from _common import machine, read, table, write
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch import nn
+
+from imaml_lightning import EpisodeDataModule, InnerObjective, MetaLearner, ProximalTerm
+from imaml_lightning.adaptation import Adaptation, Adapted, FirstOrder, Implicit, Unrolled
+from imaml_lightning.cli.freed_memory import keep_freed_memory
+from imaml_lightning.data import Omniglot
+from imaml_lightning.inner import GradientDescent, Newton
+from imaml_lightning.linear import ConjugateGradient, Exact
+from imaml_lightning.models import AnyWay, Conv4, OneHotSquaredError
+from imaml_lightning.optimizers import SGD, Learned
+from imaml_lightning.problem import GaussNewton, Hessian, Result, Solution
+
+SETTINGS = ("5w1s", "5w5s", "20w1s", "20w5s")
+
+
+class AnyWayWithBias(AnyWay):
+    """A row and a bias for as many classes as a task has."""
+
+    per_class = ("weight", "bias")
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
+        del self.bias
+        self.register_buffer("bias", torch.zeros(1))
+
+
+class Prototypes(Adaptation):
+    """A prototypical network as an adaptation of a linear head: z_c = −s ‖x − m_c‖² + s ‖x‖², m_c the mean of class c.
+
+    Source: Snell, Swersky, Zemel (2017), equation 8; s is learned.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(ProximalTerm())
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, objective: InnerObjective) -> Adapted:
+        x, y = objective.support
+        member = nn.functional.one_hot(y).to(x.dtype).mT
+        means, scale = member @ x / member.sum(2, keepdim=True), self.log_scale.exp()
+        phi = torch.cat([(2 * scale * means).flatten(1), -scale * means.square().sum(2)], 1)
+        none = torch.zeros(len(x))
+        return Adapted(phi, Solution(phi.detach(), none.long() + Result.STEP_LIMIT, none.long(), none, none), objective)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is adapted, and how that is differentiated."""
+
+    adaptation: Callable[[], Adaptation]
+    inner: Callable[[], nn.Module | None] = lambda: None  # the support set's criterion
+    adapt: tuple[str, ...] = ("head.*",)
+    norm: str | tuple[str, ...] = "running"
+    bias: bool = False
+    way: int = 40
+    tasks: int = 1
+    folds: int = 4
+
+
+def exact() -> Implicit:
+    return Implicit(Newton(), Exact(), Hessian(), ProximalTerm(0.1, learn=True))
+
+
+def cross_entropy() -> nn.Module:
+    return nn.CrossEntropyLoss(reduction="sum")  # as OneHotSquaredError is a sum
+
+
+def deeper(linear: type, learn: bool = True) -> Implicit:
+    """For non-convex problems: 10 steps of descent, 5 products of CG, λ by tensor."""
+    descent = GradientDescent(0.02, 10)
+    return Implicit(descent, ConjugateGradient(5, 1e-2), linear(), ProximalTerm(1.0, "tensor", learn=learn))
+
+
+HEAD = Variant(exact, OneHotSquaredError)
+LAST = ("body.3.*", "head.*")
+BLOCK = Variant(lambda: deeper(GaussNewton), cross_entropy, LAST, ("running",) * 3 + ("batch",))
+ALL = replace(BLOCK, adapt=("*",), norm="batch", way=20, folds=1)
+VARIANTS = {
+    "head": HEAD,
+    "head-cross-entropy": Variant(exact, cross_entropy),
+    "head-first-order": Variant(lambda: FirstOrder(Newton(), ProximalTerm(0.1)), lambda: OneHotSquaredError(learn=False)),
+    "head-maml": Variant(lambda: Unrolled(SGD(100.0), steps=5, learned=[Learned("lr")]), nn.CrossEntropyLoss),
+    "head-prototypes": Variant(Prototypes, bias=True),
+    "head-no-folds": replace(HEAD, folds=1),
+    "block-gauss-newton": BLOCK,
+    "block-hessian": replace(BLOCK, adaptation=lambda: deeper(Hessian)),
+    "block-first-order": replace(BLOCK, adaptation=lambda: FirstOrder(GradientDescent(0.02, 10), ProximalTerm(1.0))),
+    "block-maml": replace(BLOCK, adaptation=lambda: Unrolled(SGD(0.02), steps=5, learned=[Learned("lr", "tensor")])),
+    "all-gauss-newton": ALL,
+    "all-first-order": replace(ALL, adaptation=lambda: FirstOrder(GradientDescent(0.02, 10), ProximalTerm(1.0))),
+    "all-maml": replace(ALL, adaptation=lambda: Unrolled(SGD(0.02), steps=5, learned=[Learned("lr", "tensor")])),
+}  # fmt: skip
+
+
+class Budget(Callback):
+    """Ends training when its core-seconds are spent; until then the outer rate falls as a cosine."""
+
+    def __init__(self, seconds: float, lr: float) -> None:
+        self.seconds, self.lr = seconds, lr
+        self.used = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.since = time.process_time()
+
+    def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = self.lr * (1 + math.cos(math.pi * min(1.0, self.used / self.seconds))) / 2
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        now = time.process_time()
+        self.used, self.since = self.used + now - self.since, now
+        trainer.should_stop = trainer.should_stop or self.used >= self.seconds
+
+
+def run(name: str, seed: int, seconds: float, lr: float, root: str, episodes: int) -> dict[str, object]:
+    """Train and test one variant."""
+    chosen = VARIANTS[name]
+    seed_everything(seed, verbose=False)
+    network = Conv4(
+        filters=[32, 64, 64, 64], norm=chosen.norm, norm_first=True, pools=3, unit_length=True, any_way=True,
+    )  # fmt: skip
+    if chosen.bias:
+        network.head = AnyWayWithBias(network.head.in_features)
+    learner = MetaLearner(
+        network, chosen.adaptation(), support_criterion=chosen.inner(), adapt=chosen.adapt, folds=chosen.folds,
+        optimizer=lambda p: torch.optim.Adam(p, lr=lr),
+    )  # fmt: skip
+    data = EpisodeDataModule(
+        Omniglot(root, download=True, splits="random"), way=chosen.way, query=3, tasks=chosen.tasks, eval_way=20,
+        eval_query=15, eval_settings=SETTINGS, train_batches=100, test_episodes=episodes,
+    )  # fmt: skip
+    budget = Budget(seconds, lr)
+    trainer = Trainer(
+        max_steps=10**6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
+        enable_progress_bar=False, limit_val_batches=0, callbacks=[budget], inference_mode=False, min_epochs=0,
+    )  # fmt: skip
+    trainer.fit(learner, data)
+    steps = trainer.global_step
+    (figures,) = trainer.test(learner, data, verbose=False)[:1] or [{}]
+    figures = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    row: dict[str, object] = {"variant": name, "seed": seed, "core_seconds": budget.used, "meta_steps": steps}
+    for setting in SETTINGS:
+        row[setting] = 100 * figures[f"test/{setting}/accuracy_{learner.protocol}"]
+        row[f"{setting}_ci95"] = 100 * figures[f"test/{setting}/accuracy_{learner.protocol}_ci95"]
+    row["stationarity"] = max(figures[f"test/{setting}/inner_stationarity"] for setting in SETTINGS)
+    return row | {"protocol": learner.protocol, "strength": float(learner.adaptation.proximal.strength().mean())}
+
+
+def summary(rows: list[dict[str, str]]) -> list[dict[str, object]]:
+    """A line for each variant and length: means over seeds, with their standard deviation."""
+    groups: dict[tuple[str, int], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((row["variant"], round(float(row["core_seconds"]), -1)), []).append(row)
+    lines: list[dict[str, object]] = []
+    for (variant, seconds), group in sorted(groups.items(), key=lambda item: (item[0][1], item[0][0])):
+        line: dict[str, object] = {"variant": variant, "core-seconds": f"{seconds:.0f}", "seeds": len(group)}
+        line["meta-steps"] = round(mean(int(row["meta_steps"]) for row in group))
+        for setting in SETTINGS:
+            values = [float(row[setting]) for row in group]
+            spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+            line[setting] = f"{mean(values):.2f}{spread}"
+        lines.append(
+            line | {"‖∇G‖/‖∇L‖": max(float(row["stationarity"]) for row in group), "protocol": group[0]["protocol"]}
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", default=["head"], choices=VARIANTS)
+    parser.add_argument("--seconds", type=float, default=635.0, help="Core-seconds of training.")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--lr", type=float, default=0.003, help="Of the outer Adam, at the start.")
+    parser.add_argument("--episodes", type=int, default=1000, help="Test episodes of each setting.")
+    parser.add_argument("--results", default="accuracy", help="Name of the table in results/.")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    root = os.environ.get("IMAML_OMNIGLOT_ROOT", "data")
+    for seed in chosen.seeds:
+        for name in chosen.variants:
+            row = run(name, seed, chosen.seconds, chosen.lr, root, chosen.episodes)
+            same = (name, str(seed), round(chosen.seconds, -1))
+            rows = [
+                r
+                for r in read(chosen.results)
+                if (r["variant"], r["seed"], round(float(r["core_seconds"]), -1)) != same
+            ]
+            write(chosen.results, [*rows, row])
+            print(table([row]), flush=True)
+    print(f"\n{machine()}\n\n{table(summary(read(chosen.results)))}")
+
+
+if __name__ == "__main__":
+    main()
