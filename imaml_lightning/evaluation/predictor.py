@@ -25,6 +25,7 @@ from imaml_lightning.learner.criterion import ByTargets, check_criterion
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.learner.modes import answering
 from imaml_lightning.learner.targets import is_one_hot
+from imaml_lightning.problem.batching import per_task
 from imaml_lightning.problem.losses import task_losses
 
 _BLOCK = 256  # query examples that go through the network at once
@@ -267,7 +268,7 @@ class Predictor:
         for block in x.to(phi).split(_BLOCK):
             if together:
                 one = lambda q: learner.flat(phi, torch.cat([beside, q[None]]))[-1]  # noqa: E731
-                outputs.append(torch.func.vmap(one, chunk_size=32)(block))
+                outputs += [per_task(one, part) for part in block.split(32)]
             else:
                 outputs.append(learner.flat(phi, block))
         return self._finished(torch.cat(outputs))

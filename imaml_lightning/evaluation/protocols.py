@@ -21,6 +21,7 @@ from imaml_lightning.learner.checkpoint import CONFIG_KEY, TRUSTED, check_truste
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.learner.metrics import EpisodeMean
 from imaml_lightning.learner.modes import answering
+from imaml_lightning.problem.batching import per_task
 
 
 def load(path: str | Path, trust: Sequence[str] = ()) -> tuple[MetaLearner, EpisodeDataModule]:
@@ -72,7 +73,7 @@ def one_at_a_time(learner: MetaLearner, episode: Episode) -> Tensor:
 def _each_with(learner: MetaLearner, phi: Tensor, support: Tensor, query: Tensor) -> Tensor:
     """Outputs ``[example, output]`` of one task, each from a batch of its own."""
     one = lambda x: learner.flat(phi, torch.cat([support, x.unsqueeze(0)]))[-1]  # noqa: E731
-    return torch.func.vmap(one, chunk_size=32)(query)
+    return torch.cat([per_task(one, part) for part in query.split(32)])
 
 
 @dataclass(frozen=True)
