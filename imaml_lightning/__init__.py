@@ -12,22 +12,57 @@ evaluation        what a trained learner can do, and figures
 run, cli          a run's folder, loggers and callbacks; the command line
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from imaml_lightning import _compat
 
-_compat.repair_torchvision()  # before anything imports lightning or torchmetrics, which look for torchvision
+__version__ = "0.1.0"
 
-from imaml_lightning.adaptation import Adaptation, FirstOrder, Implicit, Unrolled  # noqa: E402
-from imaml_lightning.data import EpisodeDataModule, EpisodeSource  # noqa: E402
-from imaml_lightning.episode import Episode, Examples  # noqa: E402
-from imaml_lightning.errors import UsageError  # noqa: E402
-from imaml_lightning.evaluation.predictor import AdaptationReport, Predictor, adapt, load  # noqa: E402
-from imaml_lightning.inner import InnerSolver  # noqa: E402
-from imaml_lightning.learner.meta_learner import MetaLearner  # noqa: E402
-from imaml_lightning.linear import LinearSolver  # noqa: E402
-from imaml_lightning.problem.network import FlatNetwork  # noqa: E402
-from imaml_lightning.problem.objective import InnerObjective  # noqa: E402
-from imaml_lightning.problem.proximal import ProximalTerm  # noqa: E402
-from imaml_lightning.problem.solution import Result, Solution  # noqa: E402
+_compat.repair_torchvision()  # whenever lightning, torchmetrics or anything else comes to import it
+
+if TYPE_CHECKING:
+    from imaml_lightning.adaptation import Adaptation, FirstOrder, Implicit, Unrolled
+    from imaml_lightning.data import EpisodeDataModule, EpisodeSource
+    from imaml_lightning.episode import Episode, Examples
+    from imaml_lightning.errors import UsageError
+    from imaml_lightning.evaluation.predictor import AdaptationReport, Predictor, adapt, load
+    from imaml_lightning.inner import InnerSolver
+    from imaml_lightning.learner.meta_learner import MetaLearner
+    from imaml_lightning.linear import LinearSolver
+    from imaml_lightning.problem.network import FlatNetwork
+    from imaml_lightning.problem.objective import InnerObjective
+    from imaml_lightning.problem.proximal import ProximalTerm
+    from imaml_lightning.problem.solution import Result, Solution
+
+#: Where the names below are. They are imported when they are asked for, so that --help need not wait for torch.
+_HOMES = {
+    "imaml_lightning.adaptation": ["Adaptation", "FirstOrder", "Implicit", "Unrolled"],
+    "imaml_lightning.data": ["EpisodeDataModule", "EpisodeSource"],
+    "imaml_lightning.episode": ["Episode", "Examples"],
+    "imaml_lightning.errors": ["UsageError"],
+    "imaml_lightning.evaluation.predictor": ["AdaptationReport", "Predictor", "adapt", "load"],
+    "imaml_lightning.inner": ["InnerSolver"],
+    "imaml_lightning.learner.meta_learner": ["MetaLearner"],
+    "imaml_lightning.linear": ["LinearSolver"],
+    "imaml_lightning.problem.network": ["FlatNetwork"],
+    "imaml_lightning.problem.objective": ["InnerObjective"],
+    "imaml_lightning.problem.proximal": ["ProximalTerm"],
+    "imaml_lightning.problem.solution": ["Result", "Solution"],
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            globals()[name] = value = getattr(import_module(home), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "Adaptation",
@@ -49,6 +84,7 @@ __all__ = [
     "Solution",
     "Unrolled",
     "UsageError",
+    "__version__",
     "adapt",
     "load",
 ]

@@ -1,4 +1,4 @@
-"""``python -m imaml_lightning``."""
+"""``python -m imaml_lightning``, and the console script ``imaml-lightning``."""
 
 import os
 
@@ -7,4 +7,5 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from imaml_lightning.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

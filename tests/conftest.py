@@ -23,6 +23,6 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     patch.setenv("OMP_NUM_THREADS", "1")
     patch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[1]}")
     patch.delenv("WANDB_API_KEY", raising=False)
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("IMAML_TEST_THREADS", "1")))  # make test-kernels asks for two
     yield
     patch.undo()

@@ -14,9 +14,13 @@ import yaml
 from command import CONFIGS, SMALL, refused, run
 from tiny_data import write_omniglot_root
 
-from imaml_lightning import MetaLearner
+from imaml_lightning import EpisodeDataModule, MetaLearner
 from imaml_lightning.cli import main
+from imaml_lightning.cli.command_line import CommandLine
+from imaml_lightning.evaluation.protocols import evaluate, one_at_a_time
 from imaml_lightning.learner.checkpoint import CONFIG_KEY
+from imaml_lightning.models import Conv4
+from imaml_lightning.run.signals import Signals
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +146,7 @@ def test_run_without_validation_says_so(
     [
         (["--help"], ["fit", "data check", "--support"]),
         (["predict", "--help"], ["--support", "--query", "test episodes"]),
-        (["fit", "--help"], ["python -m imaml_lightning", "--best.monitor", "--data.shot"]),
+        (["fit", "--help"], ["imaml-lightning fit", "--model.network", "--data.shot"]),
     ],
 )
 def test_help_teaches(args: list[str], taught: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,7 +202,7 @@ BAD = {
     "wrong type": (["fit", "--data.way", "many"], "way"),
     "unknown figure": (["fit", "--best.monitor", "val/acc"], "use --best.monitor val/accuracy"),
     "figure of classes": (["fit", *SMALL, "--best.monitor", "val/accuracy"], "use --best.monitor val/loss"),
-    "the worst for the best": (["fit", "--best.monitor", "val/loss"], "use --best.mode min"),
+    "the worst for the best": (["fit", "--best.monitor", "val/loss", "--best.mode", "max"], "use --best.mode min"),
     "unknown class": (["fit", "--model.network", "NoSuchNetwork"], "NoSuchNetwork"),
 }
 
@@ -253,10 +257,43 @@ def test_damaged_and_foreign_checkpoints(
 
 def test_help_and_print_config_teach(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["fit", "--help"])
-    assert "--data.way" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
         main(["fit", "--print_config=comments"])
     out = capsys.readouterr().out
     assert "# classes of a task" in out.lower()
     assert yaml.safe_load(out)["model"]["adaptation"]["class_path"].endswith("Implicit")
+
+
+@pytest.mark.parametrize(("norm", "differ"), [("batch", True), ("group", False)])
+def test_both_protocols_are_told_where_they_differ(
+    norm: str, differ: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = ["--model.network.filters=4", f"--model.network.norm={norm}", "--model.network.zero_head=false"]
+    main(
+        ["test", "--untrained=true", "--data.test_episodes=6", "--data.tasks=2", "--trainer.accelerator=cpu", *network]
+    )
+    lines = {line.partition("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines[next(name for name in lines if name.startswith("test: "))] == (
+        f"test: Implicit of Conv4 ({sum(p.numel() for p in Conv4(filters=4, norm=norm).parameters()):,} parameters) "
+        "on Glyphs, 5-way 1-shot, on cpu"
+    )
+    assert ("transductive" if differ else "inductive") in lines["test"]
+    assert ("one at a time" in lines) == differ
+    if differ:
+        learner, data = protocols_of(network)
+        mean, _ = evaluate(learner, data, "test", 6, one_at_a_time).mean()
+        assert f"accuracy {100 * mean:.2f} ±" in lines["one at a time"]
+        assert lines["one at a time"].endswith("inductive), the first 6 episodes")
+
+
+def protocols_of(network: list[str]) -> tuple[MetaLearner, EpisodeDataModule]:
+    """The learner and the data of the same command."""
+    with Signals() as signals:
+        options = [
+            "--data.test_episodes=6",
+            "--data.tasks=2",
+            "--trainer.fast_dev_run=true",
+            "--trainer.accelerator=cpu",
+        ]
+        cli = CommandLine(signals, ["test", "--untrained=true", *options, *network])
+    return cli.model.eval(), cli.datamodule

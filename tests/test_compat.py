@@ -61,13 +61,16 @@ def test_missing_operators_are_declared(tmp_path: Path) -> None:
         WITHOUT_OPERATORS,
         """
         import _compat, sys
-        assert _compat.repair_torchvision()
+        _compat.repair_torchvision()
+        assert "torch" not in sys.modules  # which would take its time
         import torch, torchvision
         assert torchvision.__file__.startswith(sys.path[1]), torchvision.__file__
         assert torch.ops.torchvision.nms and torch.ops.torchvision.qnms
         assert torchvision.extension.ready  # nothing is left of the failed import
         assert len(_compat._declared) == 1
-        assert not _compat.repair_torchvision()  # once is enough
+        finders = list(sys.meta_path)
+        _compat.repair_torchvision()  # once is enough
+        assert sys.meta_path == finders
         """,
     )
     assert done.returncode == 0, done.stderr
@@ -79,7 +82,9 @@ def test_real_operators_are_not_shadowed(tmp_path: Path) -> None:
         WITH_OPERATORS,
         """
         import _compat, torch
-        assert not _compat.repair_torchvision() and _compat._declared == []
+        _compat.repair_torchvision()
+        import torchvision
+        assert _compat._declared == []
         dets, scores = torch.zeros(2, 4), torch.ones(2)
         assert torch.ops.torchvision.nms(dets, scores, 0.5).tolist() == [2.0, 2.0]
         assert not hasattr(torch.ops.torchvision, "qnms")
@@ -94,7 +99,9 @@ def test_one_missing_operator_leaves_the_other_alone(tmp_path: Path) -> None:
         WITHOUT_NMS,
         """
         import _compat, torch
-        assert _compat.repair_torchvision()
+        _compat.repair_torchvision()
+        import torchvision
+        assert len(_compat._declared) == 1
         assert len(torch.ops.torchvision.qnms.default._schema.arguments) == 1
         assert torch.ops.torchvision.nms
         """,
@@ -102,20 +109,38 @@ def test_one_missing_operator_leaves_the_other_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_other_failures_pass_through_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(name: str) -> None:
-        raise RuntimeError("something else")
-
-    before = list(_compat._declared)
-    monkeypatch.setattr(_compat.importlib, "import_module", broken)
-    with pytest.raises(RuntimeError, match="something else"):
+def test_other_failures_pass_through_untouched(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        "raise RuntimeError('something else')",
+        """
+        import _compat
         _compat.repair_torchvision()
-    assert _compat._declared == before
+        try:
+            import torchvision
+        except RuntimeError as error:
+            assert str(error) == "something else" and _compat._declared == []
+        else:
+            raise AssertionError
+        """,
+    )
+    assert done.returncode == 0, done.stderr
 
 
-def test_missing_torchvision_is_left_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    assert _compat.repair_torchvision() is False
+def test_missing_torchvision_is_left_missing() -> None:
+    code = """
+        import sys, _compat
+        _compat.repair_torchvision()
+        sys.path[:] = [path for path in sys.path if "packages" not in path]
+        try:
+            import torchvision
+        except ModuleNotFoundError:
+            sys.exit(0)
+        sys.exit(1)
+        """
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE)}
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment, check=False)
+    assert done.returncode == 0
 
 
 def test_installed_torchvision_resizes_after_the_repair() -> None:

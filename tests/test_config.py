@@ -133,6 +133,8 @@ def test_options_of_other_versions_do_not_count() -> None:
 NUMBERS = {
     **{f"data.{name}": ("0", "-1", "nan", "1e30") for name in ("way", "shot", "query", "tasks", "eval_query")},
     **{f"data.{name}": ("0", "-1", "nan", "1e30") for name in ("train_batches", "val_episodes", "test_episodes")},
+    **{f"data.{name}": ("0", "-1", "nan", "1e30", "1..3") for name in ("eval_way", "eval_shot")},
+    **{f"data.augment.{name}": ("-1", "nan", ".inf") for name in ("rotation", "scale", "shear", "shift", "elastic")},
     **{f"data.{name}": ("-1", "nan", "0.5") for name in ("seed", "workers")},
     "model.network.init_args.filters": ("0", "-1", "nan", "99999999"),
     "model.task_chunk": ("0", "-1", "nan"),

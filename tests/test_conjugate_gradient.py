@@ -46,8 +46,8 @@ class Product:
 def solve(matrix: Tensor, rhs: Tensor, max_steps: int = 60, rtol: float = 1e-9) -> Solution:
     product = Product(matrix)
     solution = ConjugateGradient(max_steps, rtol).solve(product, rhs)
-    # A product that only measures the residual at the end is not a step.
-    assert ((product.asked == solution.steps) | (product.asked == solution.steps + 1)).all()
+    # A product that only measures the residual at the end is not a step, nor is one that confirms a point gone back to.
+    assert ((product.asked >= solution.steps) & (product.asked <= solution.steps + 2)).all()
     assert solution.steps.max() <= max_steps
     return solution
 
@@ -132,11 +132,14 @@ def test_indefinite_system_is_noticed(eigenvalues: list[list[float]], seed: int,
     solution = solve(matrix, rhs)
     assert solution.value.isfinite().all()
     assert solution.result.tolist() == [Result.INDEFINITE] + [Result.CONVERGED] * len(sound)
-    # What is returned is the iterate before the negative curvature: no farther down than the truth it tells.
+    # What is returned is the iterate before the negative curvature, unless it is farther from a solution than 0 is.
     torch.testing.assert_close(solution.residual[0], true_residual(matrix, solution, rhs)[0], rtol=1e-6, atol=1e-11)
     before = int(solution.steps[0]) - 1
     earlier = solve(matrix[:1], rhs[:1], before).value[0] if before else torch.zeros(6, dtype=torch.float64)
-    torch.testing.assert_close(solution.value[0], earlier, rtol=1e-12, atol=1e-14)
+    left = (matrix[0] @ earlier - rhs[0]).norm() / rhs[0].norm()
+    if left <= 1 - 1e-9:
+        torch.testing.assert_close(solution.value[0], earlier, rtol=1e-12, atol=1e-14)
+    assert solution.residual[0] <= 1 + 1e-9
 
 
 @RULES
@@ -167,14 +170,15 @@ def test_broken_row_leaves_the_others_alone(
     eigenvalues: list[list[float]], seed: int, bad: float, in_matrix: bool
 ) -> None:
     matrix, rhs = matrices(eigenvalues, seed), vectors(len(eigenvalues), seed)
-    alone = solve(matrix, rhs)
     matrix, rhs = torch.cat([matrix, matrix[:1]]), torch.cat([rhs, rhs[:1]])
+    good = solve(matrix, rhs)  # of the same shape, since kernels may round by the shape
+    matrix, rhs = matrix.clone(), rhs.clone()
     (matrix if in_matrix else rhs)[-1, 0] = bad
     solution = solve(matrix, rhs)
     assert solution.result[-1] == Result.NONFINITE
-    assert torch.equal(solution.value[:-1], alone.value)
-    assert torch.equal(solution.result[:-1], alone.result)
-    assert torch.equal(solution.steps[:-1], alone.steps)
+    assert torch.equal(solution.value[:-1], good.value[:-1])
+    assert torch.equal(solution.result[:-1], good.result[:-1])
+    assert torch.equal(solution.steps[:-1], good.steps[:-1])
 
 
 def test_overflow_is_not_called_converged() -> None:

@@ -25,6 +25,7 @@ pytestmark = [
         "does not have many workers",
         "number of training batches",
         "will not run validation",
+        "no gradient of (Reptile|Implicit) reaches",
     )
 ]
 

@@ -338,7 +338,7 @@ def test_episodes_that_cannot_be_split_over_the_ranks_are_refused(source: Tiny, 
     ("options", "sentence"),
     [
         ({"shot": "many"}, "--data.shot is a number, or a range such as 1..9, but is 'many'"),
-        ({"shot": "3..1"}, "--data.shot must be at least 1"),
+        ({"shot": "3..1"}, "--data.shot is a number, or a range such as 1..9, but is '3..1'"),
         ({"shot": "1..3"}, "--data.shot 1..3 is a range, .* set --data.eval_shot"),
         ({"eval_settings": ["5way"]}, "--data.eval_settings has '5way': write 20w1s"),
         ({"eval_settings": ["1w5s"]}, "--data.eval_settings has '1w5s'"),

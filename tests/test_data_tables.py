@@ -228,6 +228,7 @@ def test_classes_of_a_table(tmp_path: Path) -> None:
     bank = source.bank
     genera = [{bank.groups[i] for i in bank.splits[s]} for s in SPLITS]
     assert sum(map(len, genera)) == len(set.union(*genera)) == 6
+    assert source.reading()["target"] == "class"  # which predict asks for
     features = source.reading()["features"]
     number = (episode.support.x[..., 0] * features["scale"][0] + features["mean"][0]).floor().int()
     again = (episode.query.x[..., 0] * features["scale"][0] + features["mean"][0]).floor().int()

@@ -26,10 +26,10 @@ def blocks(text: str, language: str) -> list[tuple[int, str]]:
 
 
 def commands(text: str) -> list[str]:
-    """What stands after ``python -m imaml_lightning fit`` in blocks of shell commands, comments left out."""
+    """What stands after ``imaml-lightning fit`` or ``python -m imaml_lightning fit`` in blocks of shell commands, comments left out."""
     shell = "\n".join(block for _, block in blocks(text, "sh"))
     shell += "\n".join(line for line in text.splitlines() if line.startswith("    "))
-    return re.findall(r"python -m imaml_lightning fit\b([^#\n]*)", re.sub(r"\\\n\s*", "", shell))
+    return re.findall(r"(?:python -m imaml_lightning|imaml-lightning) fit\b([^#\n]*)", re.sub(r"\\\n\s*", "", shell))
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()], ids=lambda page: page.stem)

@@ -15,7 +15,7 @@ from command import CONFIGS
 from torch import Tensor
 
 from imaml_lightning.adaptation import Adaptation, Adapted
-from imaml_lightning.cli import CommandLine
+from imaml_lightning.cli.command_line import CommandLine
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.optimizers import State, TorchRule
 from imaml_lightning.problem.objective import InnerObjective

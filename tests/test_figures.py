@@ -111,3 +111,32 @@ def test_classification_figures() -> None:
 def test_sliders_are_still_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAML_STILL", "1")
     assert sliders(lambda **options: options, a=(0.0, 1.0, 0.5)) == {"a": 0.5}
+
+
+def test_a_strength_that_never_changes_gives_its_panel_to_the_steps(tmp_path: Path) -> None:
+    header, rows = "step,train/strength,train/inner_steps,train/linear_steps", [(2, 8, 3), (2, 7, 4)]
+    for strengths, title in (
+        ((2.0, 2.0), "steps of the solves (λ = 2)"),
+        ((2.0, 2.5), "strength λ of the regulariser"),
+    ):
+        lines = [
+            f"{i},{strength},{inner},{linear}"
+            for i, (strength, (_, inner, linear)) in enumerate(zip(strengths, rows, strict=True))
+        ]
+        (tmp_path / "metrics.csv").write_text("\n".join([header, *lines]))
+        axes = learning_curves(tmp_path).axes[5]
+        assert axes.get_title() == title
+        drawn = [line.get_ydata().tolist() for line in axes.lines]
+        assert drawn == ([[8, 7], [3, 4]] if "steps" in title else [[2.0, 2.5]])
+
+
+def test_several_features_or_outputs_are_drawn_as_predictions_over_targets() -> None:
+    for features, outputs in ((3, 1), (1, 2), (3, 2)):
+        x, y, before, after = (torch.randn(2, 5, n) for n in (features, outputs, outputs, outputs))
+        y[1, 4] = torch.nan  # padding
+        figure = regression_fits(Episode(Examples(x, y), Examples(x, y)), before, after)
+        for task, axes in enumerate(figure.axes):
+            assert axes.get_xlabel() == "target"
+            dots = next(line for line in axes.lines if line.get_label() == "after")
+            assert dots.get_xdata().shape == dots.get_ydata().shape == (5 * outputs,)
+            assert torch.equal(torch.as_tensor(dots.get_ydata()), after[task].flatten())

@@ -123,15 +123,15 @@ def test_zero_right_hand_side(name: str, dtype: torch.dtype) -> None:
 @each_solver
 def test_a_bad_task_harms_no_other(name: str, dtype: torch.dtype, where: str) -> None:
     system = System.of(SPECTRA["convex"])
-    good = SOLVERS[name].solve(*system.rows(slice(0, 2)).arguments(dtype))
+    good = SOLVERS[name].solve(*system.arguments(dtype))  # of the same shape, since kernels may round by the shape
     bad = System(system.matrix.copy(), system.rhs.copy())
     (bad.rhs if where == "rhs" else bad.matrix)[2] = np.nan
     solution = SOLVERS[name].solve(*bad.arguments(dtype))
     assert solution.result[2] == Result.NONFINITE
     assert solution.value.isfinite().all()
-    assert codes(solution)[:2] == codes(good)
-    torch.testing.assert_close(solution.value[:2], good.value)
-    assert torch.equal(solution.steps[:2], good.steps)
+    assert codes(solution)[:2] == codes(good)[:2]
+    torch.testing.assert_close(solution.value[:2], good.value[:2])
+    assert torch.equal(solution.steps[:2], good.steps[:2])
 
 
 @each_solver

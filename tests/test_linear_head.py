@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from imaml_lightning import Episode, Examples, MetaLearner, ProximalTerm, Result, UsageError
 from imaml_lightning.adaptation import FirstOrder, Implicit, Unrolled
 from imaml_lightning.inner import LBFGS, Newton
+from imaml_lightning.learner.criterion import ByTargets
 from imaml_lightning.linear import ConjugateGradient, Exact
 from imaml_lightning.models import AnyWay, Conv4, OneHotSquaredError, UnitLength
 from imaml_lightning.optimizers import SGD, Learned
@@ -23,6 +24,7 @@ CRITERIA = {
     "sum": lambda: nn.CrossEntropyLoss(reduction="sum"),
     "one-hot": OneHotSquaredError,
     "regression": nn.MSELoss,
+    "by targets": ByTargets,
 }
 
 

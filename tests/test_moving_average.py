@@ -34,7 +34,9 @@ class Normalised(LightningModule):
         super().__init__()
         torch.manual_seed(0)
         self.automatic_optimization = False
-        self.network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double()
+        self.network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 1)).double()
+        self.network[2].bias = self.network[0].bias  # tied
+        self.network[3].bias.requires_grad_(False)
         self.seen: list[dict[str, Tensor]] = []  # by training, after each step
         self.validated: list[dict[str, Tensor]] = []  # by validation and test
 
@@ -62,14 +64,14 @@ def batches() -> DataLoader:
     return DataLoader([torch.randn(6, 3, generator=g, dtype=torch.float64) for _ in range(8)], batch_size=None)
 
 
-def fit(folder: Path, *callbacks: Callback, validate: bool = True) -> tuple[Normalised, Trainer]:
+def fit(
+    folder: Path, *callbacks: Callback, validate: bool = True, learner: Normalised | None = None
+) -> tuple[Normalised, Trainer]:
     keep = ModelCheckpoint(folder, filename="kept", save_on_train_epoch_end=False)
     options: dict[str, Any] = {"limit_val_batches": 1 if validate else 0, "num_sanity_val_steps": 0}
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    learner, trainer = (
-        Normalised(),
-        Trainer(accelerator="cpu", max_epochs=2, callbacks=[*callbacks, keep], **quiet, **options),
-    )
+    learner = learner or Normalised()
+    trainer = Trainer(accelerator="cpu", max_epochs=2, callbacks=[*callbacks, keep], **quiet, **options)
     trainer.fit(learner, batches(), batches() if validate else None)
     return learner, trainer
 
@@ -107,6 +109,30 @@ def test_validation_checkpoints_and_tests_are_of_the_average(tmp_path: Path) -> 
     assert_close(learner.validated[-1], second)
 
 
+def test_a_checkpoint_taken_during_validation_or_after_training_knows_which_is_which(tmp_path: Path) -> None:
+    class Meddler(Callback):
+        def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "inside.ckpt")
+
+        def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "end.ckpt")
+
+    learner, _ = fit(tmp_path, MovingAverage(DECAY), Meddler())
+    for name in ("inside", "end"):
+        checkpoint = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)
+        assert_close(checkpoint["state_dict"], recomputed(learner.seen))
+        assert_same(checkpoint["current_model_state"], learner.seen[-1])
+
+
+def test_nothing_is_copied_besides_tensors(tmp_path: Path) -> None:
+    class Holding(Normalised):
+        def __deepcopy__(self, memo: Any) -> Normalised:
+            raise AssertionError("a learner refers to the trainer and the data")
+
+    learner = fit(tmp_path, MovingAverage(DECAY), learner=Holding())[0]
+    assert_close(learner.state(), recomputed(learner.seen))
+
+
 def test_training_is_as_without_it(tmp_path: Path) -> None:
     plain, averaged = fit(tmp_path)[0], fit(tmp_path, MovingAverage(DECAY))[0]
     assert_same(plain.seen, averaged.seen)
@@ -122,6 +148,18 @@ def test_decay_without_sense_is_refused(decay: float) -> None:
 AVERAGE = ["--trainer.callbacks+=MovingAverage", "--trainer.callbacks.decay=0.8"]
 
 
+def test_two_processes_keep_the_average_of_one(tmp_path: Path) -> None:
+    states = []
+    for options in ([], ["--trainer.devices", "2", "--trainer.strategy", "ddp"]):
+        folder = tmp_path / str(len(states))
+        folder.mkdir()
+        done = run("fit", *SMALL, *AVERAGE, "--trainer.max_steps", "6", *options, folder=folder)
+        assert done.returncode == 0, done.stderr
+        states.append(last(folder)["state_dict"])
+    for name, one in states[0].items():
+        torch.testing.assert_close(states[1][name], one, rtol=1e-3, atol=1e-5)
+
+
 def test_command_line_tests_the_average_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
     folders = {}
     for name, steps in (("whole", ["12"]), ("parts", ["7", "12"])):
@@ -133,7 +171,7 @@ def test_command_line_tests_the_average_and_goes_on_bit_for_bit(tmp_path: Path) 
             done = run("fit", *options, "--trainer.max_steps", step, folder=folders[name])
             assert done.returncode == 0, done.stderr
     whole, parts = last(folders["whole"]), last(folders["parts"])
-    for key in ("global_step", "state_dict", "current_model_state", "averaging_state", "optimizer_states"):
+    for key in ("global_step", "state_dict", "current_model_state", "optimizer_states"):
         assert_same(whole[key], parts[key])
     name = "network.layers.0.weight"
     assert not torch.equal(whole["state_dict"][name], whole["current_model_state"][name])

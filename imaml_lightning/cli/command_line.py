@@ -5,23 +5,31 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, cast
 
+import torch
 import yaml
-from jsonargparse import set_parsing_settings
-from lightning.pytorch import Trainer
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from torch import Tensor
 
+from imaml_lightning.cli.arguments import class_first, import_only
 from imaml_lightning.cli.class_names import find_our_classes
-from imaml_lightning.cli.complaint import one_line, refusal
-from imaml_lightning.cli.config import check_restored, peek_options, refuse_lost_options
+from imaml_lightning.cli.complaint import OneSentence, one_line, refusal
+from imaml_lightning.cli.config import check_restored, given_options, peek_options, refuse_lost_options
+from imaml_lightning.cli.configs import with_paths
 from imaml_lightning.cli.defaults import DEFAULT_NAME, DEFAULT_OUTPUT, FIRST_LOOK, TRAINER_DEFAULTS
-from imaml_lightning.cli.report import figures_lines, print_summary, write_predictions
-from imaml_lightning.data import EpisodeDataModule
+from imaml_lightning.cli.from_data import fill_in
+from imaml_lightning.cli.help import topic
+from imaml_lightning.cli.long_help import print_options
+from imaml_lightning.cli.report import adaptation_lines, described, figures_lines, print_summary, write_predictions
+from imaml_lightning.data import EpisodeDataModule, Split
 from imaml_lightning.errors import DataError, UsageError
-from imaml_lightning.learner.checkpoint import CONFIG_KEY, TRUSTED, WholeCheckpoints, find_checkpoint
+from imaml_lightning.evaluation.protocols import evaluate, one_at_a_time
+from imaml_lightning.learner.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint
+from imaml_lightning.learner.criterion import check_criterion
 from imaml_lightning.learner.meta_learner import MetaLearner, validation_figures
 from imaml_lightning.run.callbacks import PlainProgress, ProgressBar
 from imaml_lightning.run.folder import RunFolder
@@ -47,7 +55,7 @@ class CommandLine(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             trainer_defaults=TRAINER_DEFAULTS,
-            parser_kwargs={"prog": "python -m imaml_lightning"},
+            parser_kwargs={"prog": "imaml-lightning"},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -61,26 +69,30 @@ class CommandLine(LightningCLI):
             help="Packages, joined by commas, whose classes may be named by class_path; on the command line only.",
         )
         parser.add_argument("--traceback", action="store_true", help="Show where an error comes from.")
-        parser.add_argument("--best.monitor", default="val/accuracy", help="Figure by which best.ckpt is chosen.")
-        parser.add_argument("--best.mode", default="max", type=Literal["min", "max"], help="Whether less is better.")
+        parser.add_argument(
+            "--best.monitor",
+            type=str | None,
+            help="Figure by which best.ckpt is chosen; null is val/accuracy, in regression val/loss.",
+        )
+        parser.add_argument(
+            "--best.mode",
+            type=Literal["min", "max"] | None,
+            help="Whether less is better; null is as the figure has it.",
+        )
         parser.add_argument(
             "--last.every_n_train_steps", default=100, type=int, help="Meta-steps from one last.ckpt to the next."
         )
         parser.set_defaults(FIRST_LOOK)
-        parser.link_arguments("data.way", "model.network.init_args.way")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; where a checkpoint is named, on top of the configuration that it holds."""
-        given = list(sys.argv[1:] if args is None else args)
+        given = with_paths(class_first(sys.argv[1:] if args is None else cast(list[str], args)))
+        if (about := topic(given)) is not None:
+            print_options(parser, given[0], about)
+            sys.exit(0)
         peeked = peek_options(given)
         refuse_lost_options(given)
-        trusted = [*TRUSTED, *filter(None, peeked.pop("trust", "").split(","))]
-        set_parsing_settings(
-            import_path_denylist=["*"],
-            import_path_allowlist=trusted,
-            config_read_mode_urls_enabled=False,
-            config_read_mode_fsspec_enabled=False,  # Lightning's choice would let --config fetch an address
-        )
+        import_only(peeked.pop("trust", ""))
         if "ckpt_path" in peeked and given[0] in self.subcommands():
             defaults = {"name": DEFAULT_NAME, "output": DEFAULT_OUTPUT}
             self.checkpoint, self.saved = find_checkpoint(**defaults | peeked)
@@ -91,13 +103,17 @@ class CommandLine(LightningCLI):
                 config = {key: config[key] for key in ("seed_everything", "name", "output", "model", "data")}
             given = [given[0], f"--config={yaml.safe_dump(config)}", *given[1:], f"--ckpt_path={self.checkpoint}"]
         self.config = parser.parse_args(given)
+        self.given = given_options(given)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's options overrule those on the command line."""
 
     def _set_seed(self) -> None:
+        seed = self.config[self.subcommand].seed_everything
         try:
-            super()._set_seed()
+            if seed is not False:
+                seed = seed_everything(None if seed is True else seed, workers=True, verbose=False)
+                self.config[self.subcommand].seed_everything = seed
         except ValueError as error:
             raise UsageError(f"--seed_everything cannot be used ({one_line(error)})") from error
 
@@ -146,16 +162,19 @@ class CommandLine(LightningCLI):
     @staticmethod
     def _progress(options: Any) -> Iterator[Callback]:
         if options.enable_progress_bar in (None, True):
-            yield ProgressBar(leave=False) if sys.stdout.isatty() else PlainProgress()
+            yield ProgressBar() if sys.stdout.isatty() else PlainProgress()
 
     def after_instantiate_classes(self) -> None:
         """See that the checkpoint fits and the data are there; only then make the run's folder."""
-        self._check_checkpoint()
         self._prepare_data()
-        self.trainer.strategy.checkpoint_io = WholeCheckpoints()
+        self._follow_data()
+        self._check_checkpoint()
+        self.datamodule.check_network(self.model)
+        self._check_criterion()
+        self.trainer.strategy.checkpoint_io = WholeCheckpoints(callbacks=self.subcommand == "fit")
         if self.subcommand != "fit":
             return
-        options = self.config_init.fit
+        options = self.config.fit
         self._check_monitor(options.best.monitor, options.best.mode)
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._dump_config()
@@ -183,7 +202,24 @@ class CommandLine(LightningCLI):
         except (UsageError, OSError) as error:
             raise DataError(one_line(error)) from error
         self.datamodule.setup(self.subcommand)
-        self.datamodule.check_network(self.model)
+
+    def _follow_data(self) -> None:
+        """What the configuration leaves open follows from the data; then the learner is built anew, of the same seed."""
+        options = self.config[self.subcommand]
+        changed = fill_in(options, self.given, self.datamodule)
+        del self.config_dump  # of before
+        self._dump_config()
+        if changed:
+            self._set_seed()
+            part = Namespace({self.subcommand: Namespace(model=options.model), "subcommand": self.subcommand})
+            self.model = self.parser.instantiate(part)[self.subcommand].model
+
+    def _check_criterion(self) -> None:
+        query = self.datamodule.episode("train", 0).query
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            outputs = self.model.network(query.x[0])
+        for criterion in filter(None, (self.model.criterion, self.model.support_criterion)):
+            check_criterion(criterion, outputs, query.y[0])
 
     def _check_monitor(self, monitor: str, mode: str) -> None:
         """Refuse a figure that validation does not log, or of which the worst would be kept.
@@ -222,20 +258,17 @@ class CommandLine(LightningCLI):
 
     def fit(self, model: MetaLearner, **kwargs: Any) -> None:
         """Train, then test the best checkpoint and say where everything lies."""
-        if self.run and self.trainer.is_global_zero:
-            parameters = sum(p.numel() for p in model.network.parameters())
-            print(f"{type(model.network).__name__}, {parameters:,} parameters; writing to {self.run.path}", flush=True)
+        self._say(f"; writing to {self.run.path}" if self.run else "")
         self.trainer.fit(model, **kwargs)
         if self.run is None:
             return
         best = self.trainer.strategy.broadcast(self.run.best())
-        missing = (
-            "" if best.stem == "best" else f" (there was no {self.config_init.fit.best.monitor} to choose a best by)"
-        )
+        missing = "" if best.stem == "best" else f" (there was no {self.config.fit.best.monitor} to choose a best by)"
         metrics = self.trainer.test(model, kwargs["datamodule"], ckpt_path=best, weights_only=True, verbose=False)[0]
         if self.trainer.is_global_zero:
             print_summary(
                 self._figures("test", metrics)
+                | self._other_protocol("test")
                 | {
                     "checkpoint": f"{best}{missing}",
                     "logs, pictures": str(self.run.path),
@@ -245,36 +278,62 @@ class CommandLine(LightningCLI):
 
     def validate(self, model: MetaLearner, **kwargs: Any) -> None:
         """Figures on the fixed validation episodes."""
+        self._say()
         self._evaluate("val", self.trainer.validate(model, **kwargs))
 
     def test(self, model: MetaLearner, **kwargs: Any) -> None:
         """Figures on the fixed test episodes."""
+        self._say()
         self._evaluate("test", self.trainer.test(model, **kwargs))
 
     def predict(self, model: MetaLearner, **kwargs: Any) -> None:
         """Outputs for the query sets of the test episodes, to predictions.csv."""
         if self.trainer.world_size > 1:
             raise UsageError("predict writes one file from one process: use --trainer.devices 1")
+        self._say()
         path = Path("predictions.csv")
         write_predictions(path, cast(list[Tensor], self.trainer.predict(model, **kwargs)))
-        print_summary({"predictions": str(path)})
+        print_summary({"predictions": f"{path} ({model.protocol})"})
 
     def _evaluate(self, stage: str, metrics: Sequence[Mapping[str, float]]) -> None:
         if self.trainer.is_global_zero:
             weights = str(self.checkpoint or "random, as asked by --untrained")
-            print_summary(self._figures(stage, metrics[0]) | {"weights": weights})
+            print_summary(self._figures(stage, metrics[0]) | self._other_protocol(stage) | {"weights": weights})
 
     def _figures(self, stage: str, metrics: Mapping[str, Tensor | float]) -> dict[str, str]:
-        """What was reached, a line for each setting of the test."""
+        """What was reached, a line for each setting of the test, and what adaptation did."""
         episodes = getattr(self.datamodule, f"{stage}_episodes")
-        lines = figures_lines(metrics, stage, list(self.datamodule.settings) if stage == "test" else [])
-        return {name: f"{line}, {episodes} episodes" for name, line in lines.items()}
+        settings = list(self.datamodule.settings) if stage == "test" else []
+        solves = hasattr(self.model.adaptation, "inner_solver")
+        said = {name: f"{line}, {episodes} episodes" for name, line in figures_lines(metrics, stage, settings).items()}
+        for each in [f"{stage}/{setting}" for setting in settings] or [stage]:
+            said |= adaptation_lines(metrics, each, episodes, solves)
+        return said
+
+    def _say(self, more: str = "") -> None:
+        """In one line, what is trained or evaluated, and where."""
+        if self.trainer.is_global_zero:
+            print(f"{self.subcommand}: {described(self.model, self.datamodule, self.trainer)}{more}", flush=True)
+
+    def _other_protocol(self, stage: str) -> dict[str, str]:
+        """The figure of ``predict``, where every query example is normalised beside the support set alone, if it is another
+        than that of the whole query set; on fewer episodes, since it costs (support + 1) passes for each example."""
+        if self.model.protocol != "transductive" or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return {}
+        split: Split = "val" if stage == "val" else "test"
+        available: int = getattr(self.datamodule, f"{stage}_episodes")
+        way, shot, query = self.datamodule.evaluation.most
+        episodes = min(available, max(20, min(100, 200_000 // (way * query * (way * shot + 1)))))
+        device, move = self.trainer.strategy.root_device, self.trainer.strategy.batch_to_device
+        learner = self.model.to(device).eval()
+        evaluation = evaluate(learner, self.datamodule, split, episodes, lambda of, e: one_at_a_time(of, move(e)).cpu())
+        score, half = evaluation.mean()
+        if self.datamodule.source.task == "classification":
+            words = f"accuracy {100 * score:.2f} ± {100 * half:.2f} %"
+        else:
+            words = f"mean squared error {score:.4f} ± {half:.4f}"
+        return {"one at a time": f"{words} (95% confidence, inductive), the first {episodes} episodes"}
 
 
-class _Parser(LightningArgumentParser):
-    """A parser whose complaint is one sentence."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:
-            super().error(message, ex)
-        raise UsageError(" ".join(message.split()))
+class _Parser(OneSentence, LightningArgumentParser):
+    """Lightning's parser with our complaint."""

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from imaml_lightning.cli.wording import plain
 from imaml_lightning.errors import UsageError
+
+
+class OneSentence(ArgumentParser):
+    """A parser whose complaint is one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # one that jsonargparse made for a class, and whose error it takes up
+            super().error(message, ex)
+        raise UsageError(plain(message, self))
 
 
 def refusal(error: BaseException | None) -> UsageError | None:

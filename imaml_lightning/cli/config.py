@@ -31,12 +31,15 @@ def peek_options(args: list[str]) -> dict[str, str]:
     Raises:
         UsageError: if a file is not YAML, or names an option twice (the parser would take the last).
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", "-c", action="append", default=[])
     names = ("ckpt_path", "name", "output")
     for name in (*names, "trust"):
         parser.add_argument(f"--{name}")
-    options, _ = parser.parse_known_args(args)
+    try:
+        options, _ = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise UsageError(f"{error.argument_name} {error.message}") from error
     found: dict[str, str] = {}
     for path in (path for path in map(Path, options.config) if path.is_file()):
         found |= read_options(path)
@@ -80,6 +83,24 @@ def refuse_lost_options(args: list[str]) -> None:
                     raise UsageError(
                         f"{early} comes before --config {path}, which sets it as well and would win: put --config first"
                     )
+
+
+def given_options(args: list[str]) -> set[str]:
+    """Names of the options that a command line and its configurations set, such as ``model.network.filters``: as on the
+    command line, without the levels of a class and its arguments."""
+    given: set[str] = set()
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        if not arg.startswith("-"):
+            continue
+        option, has_value, value = arg.partition("=")
+        value = value if has_value else following
+        if option in ("--config", "-c"):
+            path = Path(value) if len(value) < 256 else None  # a configuration may stand there itself
+            given |= set(_dotted(read_options(path) if path and path.is_file() else yaml.safe_load(value)))
+        else:
+            name = option.lstrip("-").rstrip("+").replace(".init_args", "").removesuffix(".class_path")
+            given |= set(_dotted(yaml.safe_load(value), name) if value.startswith("{") else [name])
+    return given
 
 
 def _dotted(content: Any, prefix: str = "") -> Iterator[str]:

@@ -20,7 +20,6 @@ FIRST_LOOK = {
             "proximal": {"class_path": "imaml_lightning.problem.ProximalTerm"},
         },
     },
-    "model.criterion": {"class_path": "torch.nn.CrossEntropyLoss"},
     "model.optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.003}},
     "data.source": {"class_path": "imaml_lightning.data.Glyphs"},
     "data.query": 5,

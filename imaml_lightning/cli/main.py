@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-import traceback
-import warnings
 
-import wandb
-
-from imaml_lightning.cli import commands
-from imaml_lightning.cli.class_change import forget_options_of_the_old_class
-from imaml_lightning.cli.class_names import find_our_classes
-from imaml_lightning.cli.command_line import CommandLine
-from imaml_lightning.cli.complaint import one_line, refusal
-from imaml_lightning.cli.freed_memory import keep_freed_memory
-from imaml_lightning.errors import Stopped, UsageError
-from imaml_lightning.run.signals import Signals
+from imaml_lightning import __version__
+from imaml_lightning.cli.help import short_help
 
 
 def main(args: list[str] | None = None) -> None:
@@ -25,40 +13,12 @@ def main(args: list[str] | None = None) -> None:
 
     See ``errors`` for the statuses. What the user can mend is said without a traceback, unless ``--traceback``.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own call of torch's pytree
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # ours: a run's folder
-    forget_options_of_the_old_class()
-    find_our_classes()  # for data check; the CommandLine does so itself
-    keep_freed_memory()
-    # jsonargparse writes the comments only if asked to.
-    sys.argv[1:] = ["--print_config=comments" if arg == "--print_config" else arg for arg in sys.argv[1:]]
-    show = "--traceback" in (sys.argv if args is None else args)
-    with Signals() as signals:
-        error: BaseException
-        try:
-            if not commands.run(sys.argv[1:] if args is None else args):
-                CommandLine(signals, args)
-            return
-        except Stopped as stopped:
-            error, status = stopped, stopped.exit_status
-        except Exception as fault:
-            error = refusal(fault) or fault
-            status = error.exit_status if isinstance(error, UsageError) else 1
-            if show or status == 1:
-                traceback.print_exception(fault)
-        signals.leave()
-        if wandb.run is not None:
-            wandb.finish(exit_code=status)
-        wandb.teardown()  # its service would be found by processes that this one starts
-        signals.end_ranks()
-    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    if first or not isinstance(error, Stopped):
-        said = (
-            one_line(error)
-            if isinstance(error, (UsageError, Stopped))
-            else f"{type(error).__name__}: {one_line(error)}"
-        )
-        print(f"error: {said}", file=sys.stderr, flush=True)
-    # A rank that was asked to stop has done well: Lightning kills the first rank where another one fails.
-    sys.exit(0 if isinstance(error, Stopped) and not first else status)
+    given = sys.argv[1:] if args is None else args
+    if given[:1] == ["--version"]:
+        print(f"imaml_lightning {__version__}")
+    elif (text := short_help(given)) is not None:
+        print(text, end="")
+    else:
+        from imaml_lightning.cli.commands import run  # torch and Lightning take seconds
+
+        run(args)

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentParser
 
+from imaml_lightning.cli.arguments import class_first, import_only, packages
+from imaml_lightning.cli.complaint import OneSentence
+from imaml_lightning.cli.config import peek_options
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.data.features import Features
 from imaml_lightning.data.images import image_files, read_image
 from imaml_lightning.data.table import column, read_table
 from imaml_lightning.errors import UsageError
 from imaml_lightning.evaluation.predictor import Predictor, adapt, load
+from imaml_lightning.inner import InnerSolver
 from imaml_lightning.learner.checkpoint import find_checkpoint
+from imaml_lightning.learner.meta_learner import MetaLearner
 
 _TABLES = (".csv", ".parquet")
 
@@ -28,10 +32,14 @@ def main(args: Sequence[str]) -> None:
         "Predict examples of your own from a few labelled ones. Without --support and --query, predict writes the outputs "
         "for the query sets of the checkpoint's own test episodes; then its options are those of test (see test --help)."
     )
-    parser = ArgumentParser(prog="python -m imaml_lightning predict", description=about, exit_on_error=False)
+    parser = OneSentence(prog="imaml-lightning predict", description=about)
     parser.add_function_arguments(predict_files)
-    options = parser.parse_args(list(args))
-    predict_files(**vars(parser.instantiate_classes(options)))
+    parser.add_argument("--traceback", action="store_true", help="Show where an error comes from.")
+    given = class_first(args)
+    import_only(peek_options(["predict", *given]).get("trust"))
+    options = vars(parser.instantiate(parser.parse_args(given)))
+    del options["traceback"]  # main's
+    predict_files(**options)
 
 
 def predict_files(
@@ -42,6 +50,8 @@ def predict_files(
     predictions: str = "predictions.csv",
     name: str | None = None,
     output: str = "runs",
+    inner_solver: InnerSolver | None = None,
+    trust: str | None = None,
 ) -> Predictor:
     """Adapt a checkpoint to a support set and predict a query set; print whether adaptation helped.
 
@@ -56,6 +66,8 @@ def predict_files(
         predictions: the CSV file to write.
         name: of the experiment, for best and last.
         output: where its runs are.
+        inner_solver: in place of the one of the training, such as LBFGS, with its options.
+        trust: packages, joined by commas, whose classes the checkpoint may name.
 
     Raises:
         UsageError: a file or folder is missing, damaged, or not of the checkpoint's kind.
@@ -67,15 +79,43 @@ def predict_files(
         raise UsageError("the checkpoints read their inputs in different ways: give ones trained on the same data")
     read = _read_tables if Path(support).suffix.lower() in _TABLES else _read_folders
     x, y, asked, index, labels = read(saved[0], support, query, target)
-    predictor = adapt([load(path) for path, _ in found], x, y, labels)
+    learners = [load(path, packages(trust)) for path, _ in found]
+    if inner_solver is not None:
+        for learner in learners:
+            _solve_by(inner_solver, learner)
+    predictor = adapt(learners, x, y, labels)
     _write(Path(predictions), predictor, asked, index, saved[0].get("scaler"))
     print(predictor.report())
+    if protocols := _protocols(predictor, asked):
+        print(f"protocol         {protocols}")
     if "scaler" in saved[0]:
         print(
             f"units            errors above are in units of the training target's deviation, {saved[0]['scaler']['scale'][0]:.4g}"
         )
     print(f"predictions      {len(asked)} in {predictions}")
     return predictor
+
+
+def _solve_by(solver: InnerSolver, learner: MetaLearner) -> None:
+    adaptation: Any = learner.adaptation
+    if not hasattr(adaptation, "inner_solver"):
+        raise UsageError(
+            f"{type(adaptation).__name__} has no inner solver: leave out --inner_solver, its steps are as trained"
+        )
+    adaptation.inner_solver = solver
+
+
+def _protocols(predictor: Predictor, x: np.ndarray) -> str:
+    """How the predictions came about, where it makes a difference whether query examples are normalised together."""
+    if all(learner.protocol == "inductive" for learner in predictor.learners):
+        return ""
+    alone, together = predictor(x), predictor.together(x)
+    if predictor.labels is None:
+        differ = f"values would change by {(together - alone).abs().mean():.3g} in the mean"
+    else:
+        changed = int((alone.argmax(1) != together.argmax(1)).sum())
+        differ = f"{changed} of {len(alone)} predictions would be others"
+    return f"inductive, each example beside the support set alone; all in one batch (transductive), {differ}"
 
 
 def _reading(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,27 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lightning.pytorch import Trainer
 from torch import Tensor
 
+from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.errors import UsageError
+from imaml_lightning.learner.advice import REMEDY, advice
+from imaml_lightning.learner.meta_learner import MetaLearner
+
+
+def described(learner: MetaLearner, data: EpisodeDataModule, trainer: Trainer) -> str:
+    """``Implicit of Conv4 (28,805 parameters) on Glyphs, 5-way 1-shot, 60 meta-steps on cpu, seed 0``."""
+    parameters = sum(p.numel() for p in learner.network.parameters())
+    setting = data.training if trainer.state.fn is None or not trainer.evaluating else data.evaluation
+    shots = f"{setting.shots[0]} to {setting.shot}" if len(setting.shots) > 1 else str(setting.shot)
+    way = f"{setting.way}-way " if data.source.task == "classification" else ""
+    words = [
+        f"{type(learner.adaptation).__name__} of {type(learner.network).__name__} ({parameters:,} parameters)",
+        f"on {type(data.source).__name__}, {way}{shots}-shot, on {trainer.strategy.root_device.type}",
+    ]
+    ranks = f" x {trainer.world_size}" if trainer.world_size > 1 else ""
+    return f"{' '.join(words)}{ranks}"
 
 
 def figures_line(metrics: Mapping[str, Tensor | float], stage: str) -> str:
@@ -21,6 +39,31 @@ def figures_line(metrics: Mapping[str, Tensor | float], stage: str) -> str:
         if f"{stage}/{name}" in metrics:
             return f"{name} {metrics[f'{stage}/{name}']:.4f} ± {metrics[f'{stage}/{name}_ci95']:.4f} (95% confidence)"
     return "no figures"
+
+
+def adaptation_lines(metrics: Mapping[str, Tensor | float], stage: str, episodes: int, solves: bool) -> dict[str, str]:
+    """What adaptation did to the query set, before → after, in means and medians; how the inner problems ended, and advice.
+
+    ``solves``: the adaptation means to solve them; see ``advice``.
+    """
+    start = f"{stage}/"
+    known = {name.removeprefix(start): float(value) for name, value in metrics.items() if name.startswith(start)}
+    setting = stage.partition("/")[2]
+    suffix = f" {setting}" if setting else ""
+    changes = []
+    for name in ("loss", "accuracy"):
+        after = next((known[n] for n in (name, f"{name}_transductive", f"{name}_inductive") if n in known), None)
+        if after is not None and f"{name}_before" in known:
+            medians = f"medians {known[f'{name}_before_median']:.4g} → {known[f'{name}_median']:.4g}"
+            changes.append(f"{name} {known[f'{name}_before']:.4g} → {after:.4g} ({medians})")
+    lines = {f"adaptation{suffix}": ", ".join(changes)} if changes else {}
+    if "inner_diverged" in known:
+        stationarity, growth = known["inner_stationarity_median"], known["inner_growth_median"]
+        said = f"median ‖∇G‖/‖∇L‖ = {stationarity:.2g}, {advice(stationarity, growth, False, solves)}"
+        if diverged := round(known["inner_diverged"] * episodes):
+            said = f"{diverged} of {episodes} diverged, their loss rose: {REMEDY}; {said.removesuffix(f': {REMEDY}')}"
+        lines[f"inner problems{suffix}"] = said
+    return lines
 
 
 def figures_lines(metrics: Mapping[str, Tensor | float], stage: str, settings: Sequence[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from imaml_lightning.episode import Episode
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+USUAL_WAY = 5
 
 
 class EpisodeSource(ABC):
@@ -39,6 +40,10 @@ class EpisodeSource(ABC):
 
     def check(self, split: Split, way: int, shot: int, query: int) -> None:  # noqa: B027
         """Raise UsageError if ``split`` cannot give such episodes. Called after ``setup``."""
+
+    def usual_way(self) -> int:
+        """Classes of a task unless somebody asks for another number. Called after ``setup``."""
+        return USUAL_WAY
 
     def padded(self, shot: int, query: int) -> bool:
         """Whether some task is smaller than asked for, so that it is padded (see :class:`Examples`)."""

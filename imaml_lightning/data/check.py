@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-
-import yaml
-from jsonargparse import ArgumentParser
+from collections.abc import Iterator
 
 from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
 from imaml_lightning.data.class_source import ClassSource, progress
 from imaml_lightning.data.datamodule import EpisodeDataModule
 from imaml_lightning.data.sources.tasks import Tasks
-from imaml_lightning.errors import DataError, UsageError
+from imaml_lightning.errors import DataError
 
 #: An example: its split, the class or task that it belongs to, and its content.
 Example = tuple[Split, str, bytes]
-
-
-def main(args: Sequence[str]) -> None:
-    """The command line: ``--config FILE`` and options of ``--data``, as for ``fit``; prints :func:`check`."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    known, rest = first.parse_known_args(list(args))
-    parser = ArgumentParser(prog="python -m imaml_lightning data check", exit_on_error=False)
-    parser.add_argument("--config", help="A configuration of fit, of which the data part is used.")
-    parser.add_class_arguments(EpisodeDataModule, "data")
-    if known.config:
-        try:
-            data = yaml.safe_load(Path(known.config).read_text())["data"]
-        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{known.config} is no configuration with a data part: write one as configs/ has"
-            ) from error
-        rest = [f"--data={json.dumps(data)}", *rest]
-    options = parser.parse_args(rest)
-    check(parser.instantiate_classes(options)["data"])
 
 
 def check(data: EpisodeDataModule) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from imaml_lightning.data.bank import BankClass, ClassBank, Recipe, bank_path
-from imaml_lightning.data.base import EpisodeSource, Split
+from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 
@@ -69,9 +69,13 @@ class ClassSource(EpisodeSource):
     def reading(self) -> dict[str, Any]:
         return {"shape": list(self.shape), "ink": self.ink}
 
+    def usual_way(self) -> int:
+        fewest = min(self._most_classes(split) for split in SPLITS)
+        return max(2, min(super().usual_way(), fewest))
+
     def check(self, split: Split, way: int, shot: int, query: int) -> None:
         source, members = type(self).__name__, self.bank.splits.get(split, range(0))
-        classes = max((len(pool) for pool in self._pools(split, 1)), default=0)
+        classes = self._most_classes(split)
         if way > classes:
             has = f"an alphabet or other group of {source}" if self.within_groups else source
             option = "" if split == "train" else " (or eval_way)"
@@ -138,6 +142,10 @@ class ClassSource(EpisodeSource):
         return Episode(
             *(Examples(torch.from_numpy(x.reshape(len(rngs), -1)), y.repeat_interleave(n, 1)) for x, n in parts)
         )
+
+    def _most_classes(self, split: Split) -> int:
+        """How many classes a task may have at most."""
+        return max((len(pool) for pool in self._pools(split, 1)), default=0)
 
     def _pools(self, split: Split, way: int) -> list[np.ndarray]:
         """The sets of at least ``way`` classes from which a task may take its classes."""

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
 from imaml_lightning.data.augment import Augment
-from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
+from imaml_lightning.data.base import SPLITS, USUAL_WAY, EpisodeSource, Split
 from imaml_lightning.data.class_source import ClassSource
 from imaml_lightning.data.sampler import BatchSampler, Draft, EpisodeDataset, EpisodeLoader
 from imaml_lightning.data.setting import Setting, named_setting, shots
@@ -27,7 +27,7 @@ class EpisodeDataModule(LightningDataModule):
 
     Args:
         source: where tasks come from; None means Glyphs, the embedded letters.
-        way: classes of a task. Regression ignores it.
+        way: classes of a task; None means 5, or as many as the source's tasks have if that is fixed or less. Regression ignores it.
         shot: support examples of a class (of a task in regression); or a range such as 1..9, from which each training batch draws.
         query: query examples of a class (of a task in regression).
         tasks: tasks of a meta-batch, over all ranks together.
@@ -52,7 +52,7 @@ class EpisodeDataModule(LightningDataModule):
     def __init__(
         self,
         source: EpisodeSource | None = None,
-        way: int = 5,
+        way: int | None = None,
         shot: int | str = 1,
         query: int = 15,
         tasks: int = 16,
@@ -69,20 +69,22 @@ class EpisodeDataModule(LightningDataModule):
         on_device: bool = False,
     ) -> None:
         super().__init__()
-        eval_way, eval_query = way if eval_way is None else eval_way, query if eval_query is None else eval_query
-        _at_least(2, way=way, eval_way=eval_way)
+        eval_query = query if eval_query is None else eval_query
+        _at_least(2, way=2 if way is None else way, eval_way=2 if eval_way is None else eval_way)
         _at_least(1, query=query, eval_query=eval_query, tasks=tasks)
         _at_least(1, train_batches=train_batches, val_episodes=val_episodes, test_episodes=test_episodes)
         _at_least(0, seed=seed, workers=workers)
         self.source = source if source is not None else Glyphs()
-        self.training = Setting(way, shots("shot", shot), query)
-        self.evaluation = Setting(eval_way, shots("eval_shot", shot if eval_shot is None else eval_shot), eval_query)
-        if len(self.evaluation.shots) > 1:
+        self.training = Setting(USUAL_WAY if way is None else way, shots("shot", shot), query)
+        eval_shots = shots("eval_shot", shot if eval_shot is None else eval_shot)
+        if len(eval_shots) > 1:
             raise UsageError(
                 f"--data.shot {shot} is a range, and figures are of one number: set --data.eval_shot to the number for "
                 "validation and test."
             )
-        self.settings = {name: named_setting(name, eval_way, eval_query) for name in eval_settings}
+        self._open = way is None, eval_way is None  # what the source may say
+        self._named = tuple(eval_settings)
+        self._evaluate(self.training.way if eval_way is None else eval_way, eval_shots, eval_query)
         self.tasks, self.train_batches = tasks, train_batches
         self.val_episodes, self.test_episodes = val_episodes, test_episodes
         self.seed, self.workers = seed, workers
@@ -113,6 +115,7 @@ class EpisodeDataModule(LightningDataModule):
                     f"choose a multiple of {ranks}."
                 )
         self.source.setup()
+        self._follow_source()
         for split in SPLITS:
             self.source.check(split, *self.setting(split).most)
         for name, setting in self.settings.items():
@@ -125,6 +128,18 @@ class EpisodeDataModule(LightningDataModule):
         if trainer is not None and hasattr(trainer.lightning_module, "network"):
             self.check_network(trainer.lightning_module)
         self._ready = True
+
+    def _evaluate(self, way: int, shots: range, query: int) -> None:
+        self.evaluation = Setting(way, shots, query)
+        self.settings = {name: named_setting(name, way, query) for name in self._named}
+
+    def _follow_source(self) -> None:
+        """The number of ways that the source has, where nobody asked for one."""
+        of_training, of_evaluation = self._open
+        if of_training:
+            self.training = self.training._replace(way=self.source.usual_way())
+        if of_evaluation:
+            self._evaluate(self.training.way, self.evaluation.shots, self.evaluation.query)
 
     def check_network(self, learner: LightningModule) -> None:
         """Refuse a network that does not fit the source, before training comes upon it. Called after ``setup``.

@@ -33,11 +33,11 @@ def shots(option: str, value: int | str) -> range:
         UsageError: naming ``option``, for anything else.
     """
     found = re.fullmatch(r"(-?\d+)(?:\.\.(\d+))?", str(value))
-    if not found:
-        raise UsageError(f"--data.{option} is a number, or a range such as 1..9, but is {value!r}.")
-    least, most = int(found[1]), int(found[2] or found[1])
-    if least < 1 or most < least:
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    if least < 1:
         raise UsageError(f"--data.{option} must be at least 1, but is {value}.")
+    if most < least:
+        raise UsageError(f"--data.{option} is a number, or a range such as 1..9, but is {value!r}.")
     return range(least, most + 1)
 
 

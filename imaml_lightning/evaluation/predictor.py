@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
+from imaml_lightning.learner.advice import advice, outcome
+from imaml_lightning.learner.criterion import ByTargets, check_criterion
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.learner.modes import answering
 from imaml_lightning.learner.targets import is_one_hot
@@ -29,9 +31,19 @@ _BLOCK = 256  # query examples that go through the network at once
 _HELD_OUT = 100  # most examples that are left out in turn
 
 
-def load(path: str | Path) -> MetaLearner:
-    """The learner of a checkpoint that the command line wrote, ready to adapt."""
-    return MetaLearner.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+def load(path: str | Path, trust: Sequence[str] = (), **parts: Any) -> MetaLearner:
+    """The learner of a checkpoint, ready to adapt.
+
+    Args:
+        path: a file.
+        trust: packages, besides ours and torch's, whose classes the checkpoint may name.
+        **parts: network, adaptation and whatever else was given to the learner as an object in Python, which a checkpoint
+            does not hold: made as in training.
+
+    Raises:
+        UsageError: the file is missing or damaged, names a class of another package, or needs a part that is not given.
+    """
+    return MetaLearner.load_from_checkpoint(path, map_location="cpu", trust=trust, **parts).eval()
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,9 @@ class AdaptationReport:
         learners: networks in the ensemble, over which the following are means.
         loss_before, loss_after: of the support set, at θ and at φ.
         stationarity: ‖∇G‖ / ‖∇L_S‖ at φ; well below 1 where the inner problem was solved.
+        growth: ‖∇G(φ)‖ / ‖∇G(θ)‖.
+        diverged: whether G rose, or left the finite numbers, for one of them.
+        solves: whether they mean to solve the inner problem, as MAML does not.
         left_out: of examples left out in turn, how many of those whose class had another example were classified
             rightly (0 to 1), or in regression the root mean squared error; None where there are too few examples.
         baseline: what guessing would reach in the place of ``left_out``: a class at random, or the mean of the others.
@@ -54,6 +69,9 @@ class AdaptationReport:
     loss_before: float
     loss_after: float
     stationarity: float
+    growth: float
+    diverged: bool
+    solves: bool
     left_out: float | None
     baseline: float | None
 
@@ -64,13 +82,7 @@ class AdaptationReport:
             lines.append(f"ensemble         {self.learners} checkpoints")
         helped = "adaptation helped" if self.loss_after < self.loss_before else "adaptation did not help"
         lines.append(f"support loss     {self.loss_before:.4f} before, {self.loss_after:.4f} after: {helped}")
-        solved = (
-            "solved"
-            if self.stationarity < 0.1
-            else "roughly solved"
-            if self.stationarity < 0.5
-            else "not solved: raise max_steps"
-        )
+        solved = advice(self.stationarity, self.growth, self.diverged, self.solves)
         lines.append(f"inner problem    ‖∇G‖/‖∇L‖ = {self.stationarity:.2g}, {solved}")
         if self.left_out is None or self.baseline is None:
             lines.append("left out in turn too few examples: two of a class (three in regression) are needed")
@@ -114,9 +126,13 @@ class Predictor:
             self.support = _inputs(x)
             self._take(targets, labels)
             self._fits()
-            adapted = [learner.adapted(self._examples(learner)) for learner in learners]
+            objectives = [learner.objective(self._examples(learner)) for learner in learners]
+            adapted = [learner.adaptation(each) for learner, each in zip(learners, objectives, strict=True)]
             self.phis = [one.phi for one in adapted]
             self._stationarity = float(np.mean([one.stationarity.item() for one in adapted]))
+            outcomes = [outcome(each, phi) for each, phi in zip(objectives, self.phis, strict=True)]
+            self._growth = float(np.mean([each["inner_growth"].item() for each in outcomes]))
+            self._diverged = any(each["inner_diverged"].item() for each in outcomes)
         self._left_out: list[Tensor] | None = None
 
     @contextmanager
@@ -144,6 +160,13 @@ class Predictor:
         """Probabilities ``[example, class]``, or values ``[example, output]``; means over the ensemble."""
         with self._answering():
             return torch.stack([self._of(number, _inputs(x)) for number in range(len(self.learners))]).mean(0)
+
+    def together(self, x: Any) -> Tensor:
+        """As a call, but all of ``x`` in one batch, whose statistics a network may use: the *transductive* protocol."""
+        with self._answering():
+            x = _inputs(x)
+            pairs = zip(self.learners, self.phis, strict=True)
+            return torch.stack([self._finished(learner.flat(phi[0], x.to(phi))) for learner, phi in pairs]).mean(0)
 
     def spread(self, x: Any) -> Tensor:
         """How uncertain the values are, as a standard deviation ``[example, output]``.
@@ -177,6 +200,9 @@ class Predictor:
             loss_before=float(np.mean(before)),
             loss_after=float(np.mean(after)),
             stationarity=self._stationarity,
+            growth=self._growth,
+            diverged=self._diverged,
+            solves=all(hasattr(learner.adaptation, "inner_solver") for learner in self.learners),
             left_out=left_out,
             baseline=baseline,
         )
@@ -242,8 +268,11 @@ class Predictor:
                 outputs.append(torch.func.vmap(one, chunk_size=32)(block))
             else:
                 outputs.append(learner.flat(phi, block))
-        joined = torch.cat(outputs).float().cpu()
-        return joined if self.labels is None else joined[:, : len(self.labels)].softmax(1)
+        return self._finished(torch.cat(outputs))
+
+    def _finished(self, outputs: Tensor) -> Tensor:
+        outputs = outputs.float().cpu()
+        return outputs if self.labels is None else outputs[:, : len(self.labels)].softmax(1)
 
     def _examples(self, learner: MetaLearner) -> Examples:
         """The support set as a batch of one task."""
@@ -255,22 +284,25 @@ class Predictor:
         for learner in self.learners:
             try:
                 with torch.random.fork_rng(devices=[]):
-                    outputs = learner.flat.tasks(learner.flat.vector()[None], self._examples(learner).x).shape[-1]
+                    examples = self._examples(learner)
+                    outputs = learner.flat.tasks(learner.flat.vector()[None], examples.x)
             except RuntimeError as error:
                 shape = tuple(self.support.shape[1:])
                 raise UsageError(
                     f"the network cannot take inputs of shape {shape}: give them as in its training"
                 ) from error
-            if self.labels is not None and len(self.labels) > outputs:
+            width = outputs.shape[-1]
+            if self.labels is not None and len(self.labels) > width:
                 raise UsageError(
-                    f"the support set has {len(self.labels)} classes, the network {outputs} outputs: train one with "
+                    f"the support set has {len(self.labels)} classes, the network {width} outputs: train one with "
                     f"--data.way {len(self.labels)}, or take classes away"
                 )
-            if self.labels is None and outputs != self.targets.shape[1]:
+            if self.labels is None and width != self.targets.shape[1]:
                 raise UsageError(
-                    f"the targets have {self.targets.shape[1]} values, the network {outputs} outputs: give classes as whole "
+                    f"the targets have {self.targets.shape[1]} values, the network {width} outputs: give classes as whole "
                     "numbers or strings, and values as floats"
                 )
+            check_criterion(learner.criterion, outputs, examples.y)
 
 
 def _inputs(x: Any) -> Tensor:
@@ -285,10 +317,14 @@ def _targets(y: Any, learner: MetaLearner) -> np.ndarray:
     targets: np.ndarray = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
     if targets.ndim != 2:
         return targets
-    classes = isinstance(learner.criterion, (nn.CrossEntropyLoss, nn.NLLLoss))
+    classes = isinstance(learner.criterion, (nn.CrossEntropyLoss, nn.NLLLoss, ByTargets))
     if targets.shape[1] > 1 and targets.dtype.kind in ("biuf" if classes else "biu"):
         rows = torch.from_numpy(targets.astype(np.float64))
         if not is_one_hot(rows):
             return targets
+        if isinstance(learner.criterion, ByTargets) and targets.dtype.kind == "f":
+            raise UsageError(
+                "targets of 0. and 1. may be classes or values: give class numbers, or the learner its criterion"
+            )
         return targets.argmax(1)
     return targets if targets.dtype.kind == "f" else targets[:, 0]

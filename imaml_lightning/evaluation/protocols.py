@@ -9,30 +9,39 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 from torch import Tensor
 
 from imaml_lightning.data import ClassSource, EpisodeDataModule, Split, as_float
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.evaluation.diagnostics import usable
-from imaml_lightning.learner.checkpoint import CONFIG_KEY, read_checkpoint
+from imaml_lightning.learner.checkpoint import CONFIG_KEY, TRUSTED, check_trusted, named_classes, read_checkpoint
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.learner.metrics import EpisodeMean
 from imaml_lightning.learner.modes import answering
 
 
-def load(path: str | Path) -> tuple[MetaLearner, EpisodeDataModule]:
+def load(path: str | Path, trust: Sequence[str] = ()) -> tuple[MetaLearner, EpisodeDataModule]:
     """The learner of a checkpoint, on the CPU, and the data that it was trained on.
 
+    Args:
+        path: a file.
+        trust: packages, besides ours and torch's, whose classes the checkpoint may name.
+
     Raises:
-        UsageError: the file is not a checkpoint of the command line, whose checkpoints hold their configuration.
+        UsageError: the file is not a checkpoint of the command line, whose checkpoints hold their configuration, or it
+            names a class of another package.
     """
-    config = read_checkpoint(Path(path))[CONFIG_KEY]
+    config = read_checkpoint(Path(path)).get(CONFIG_KEY)
+    if config is None:
+        raise UsageError(f"checkpoint {path} holds no configuration: use one that fit has written, or predictor.load")
+    check_trusted(named_classes(config["data"]), path, trust)
+    set_parsing_settings(import_path_allowlist=[*TRUSTED, *trust])
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(EpisodeDataModule, "data")
     data = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
-    return MetaLearner.load_from_checkpoint(path, map_location="cpu", weights_only=True), data
+    return MetaLearner.load_from_checkpoint(path, map_location="cpu", trust=trust), data
 
 
 #: Outputs on the query sets of an episode ``[task, example, output]``.

@@ -116,12 +116,14 @@ class BlackBox(InnerSolver):
         elif method in _WITH_HESSIAN:
             arguments["hess"] = hessian
         options = {"maxfun" if method == "tnc" else "maxiter": self.max_steps}
-        arguments |= {"tol": 1e-12, "options": options, "callback": lambda *_: next(steps) and None}
+        # Two of them take it for the relative fall of G, of which an eps is the least.
+        tight = torch.finfo(torch.float64).eps if method in ("l-bfgs-b", "tnc") else 1e-12
+        arguments |= {"tol": tight, "options": options, "callback": lambda *_: next(steps) and None}
         try:
             found = minimize(x0=start.double().cpu().numpy(), method=method, **arguments)
         except _Met as met:
             return tensor(met.x), next(steps) + 1
-        return tensor(found.x), found.get("nit", found.nfev)
+        return tensor(found.x), int(found.get("nit", found.nfev))
 
 
 class _Met(Exception):

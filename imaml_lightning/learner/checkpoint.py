@@ -23,6 +23,8 @@ CONFIG_KEY = "imaml_lightning_config"
 ROWS_KEY = "imaml_lightning_rows"
 #: Key under which it holds the row of its own meta-step, if metrics.csv does not have it yet.
 PENDING_KEY = "imaml_lightning_pending_row"
+#: Key under which it holds θ where its ``state_dict`` is an average over meta-steps.
+CURRENT_KEY = "current_model_state"
 #: Packages whose classes a configuration may name; nothing of others is even imported, unless the person says so.
 TRUSTED = ("imaml_lightning", "torch.nn", "torch.optim", "lightning.pytorch", "lightning.fabric")
 _PACKAGE = "imaml_lightning"
@@ -31,7 +33,15 @@ _NAMING_CLASSES = (CONFIG_KEY, "hyper_parameters")
 
 
 class WholeCheckpoints(CheckpointIO):
-    """Files that are whole under their final name whatever happens, and that hold finite numbers only."""
+    """Files that are whole under their final name whatever happens, and that hold finite numbers only.
+
+    Args:
+        callbacks: whether the state of callbacks is read: an evaluation has not those of training, and Lightning would ask
+            for each of them.
+    """
+
+    def __init__(self, callbacks: bool = True) -> None:
+        self.callbacks = callbacks
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write under a temporary name in the same folder, then rename.
@@ -40,7 +50,7 @@ class WholeCheckpoints(CheckpointIO):
             DivergedError: a weight or the optimizer's state is not finite.
             OSError: the disk is full or the folder cannot be written; what ``path`` held is as it was.
         """
-        state = ("state_dict", "current_model_state", "optimizer_states")  # the second beside an average of the first
+        state = ("state_dict", CURRENT_KEY, "optimizer_states")
         for name, tensor in _tensors({key: checkpoint.get(key) for key in state}):
             if not tensor.isfinite().all():
                 raise DivergedError(
@@ -65,7 +75,8 @@ class WholeCheckpoints(CheckpointIO):
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: Any = True) -> dict[str, Any]:
         """What ``path`` holds, whatever Lightning asks for: plain types and tensors only."""
-        return read_checkpoint(path, map_location)
+        checkpoint = read_checkpoint(path, map_location)
+        return checkpoint if self.callbacks else {key: value for key, value in checkpoint.items() if key != "callbacks"}
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove it, if it is there."""
@@ -142,6 +153,14 @@ def check_trusted(options: Any, path: str | Path, trust: Sequence[str] = ()) -> 
             raise UsageError(
                 f"checkpoint {path} names {options}, which is not imported: name its package in trust=[…] if you trust it"
             )
+
+
+def named_classes(options: Any) -> list[str]:
+    """Every ``class_path`` in nested options."""
+    if isinstance(options, dict):
+        own = [options["class_path"]] if isinstance(options.get("class_path"), str) else []
+        return own + [name for value in options.values() for name in named_classes(value)]
+    return [name for value in options for name in named_classes(value)] if isinstance(options, (list, tuple)) else []
 
 
 def find_checkpoint(ckpt_path: str, output: str, name: str) -> tuple[Path, dict[str, Any]]:

@@ -33,7 +33,7 @@ def folded(episode: Episode, folds: int) -> Episode:
             f"{folds} folds need {folds} x {shot} images of each class, got {every}: set --model.folds lower"
         )
     x = torch.cat([support.x, query.x], 1)
-    order = y.argsort(stable=True, dim=1).unflatten(1, (-1, every))  # [task, class, image]
+    order = torch.sort(y, dim=1, stable=True).indices.unflatten(1, (-1, every))  # [task, class, image]
     parts = []
     for fold in range(folds):
         turned = order.roll(-fold * shot, 2)

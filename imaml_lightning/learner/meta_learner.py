@@ -26,13 +26,17 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from imaml_lightning.adaptation import Adaptation, Adapted, Implicit
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import DivergedError, UsageError, check_at_least, check_positive
+from imaml_lightning.learner.advice import outcome
 from imaml_lightning.learner.calibration import seconds_a_task
 from imaml_lightning.learner.checkpoint import TRUSTED, check_trusted, read_checkpoint
+from imaml_lightning.learner.criterion import ByTargets, check_criterion
 from imaml_lightning.learner.folds import folded
+from imaml_lightning.learner.medians import EpisodeMedian
 from imaml_lightning.learner.memory import peak_memory
 from imaml_lightning.learner.metrics import EpisodeMean
 from imaml_lightning.learner.modes import answering
 from imaml_lightning.learner.outer import monitored, try_step
+from imaml_lightning.learner.parts import PARTS_KEY, check_parts, kept_parts, warn_of_others
 from imaml_lightning.learner.reach import exchanged, reached
 from imaml_lightning.learner.targets import settled
 from imaml_lightning.models import Conv4
@@ -52,6 +56,9 @@ MAX_SKIPPED = 10
 #: Under which a checkpoint keeps what a run needs, besides its state, to go on bit for bit.
 COUNTERS_KEY = "imaml_lightning_counters"
 
+#: Figures of which validation and test give the median beside the mean.
+MEDIANS = ("loss", "loss_before", "accuracy", "accuracy_before", "inner_stationarity", "inner_growth")
+
 #: Tasks that a CPU solves together. Measured with torch 2.13: 1.2 to 2.3 times faster than one by one (benchmarks/task_chunk.py).
 CPU_CHUNK = 16
 
@@ -65,7 +72,8 @@ class MetaLearner(LightningModule):
     Args:
         network: any module from inputs ``[example, *feature]`` to outputs ``[example, output]``, without running statistics.
         adaptation: the map θ ↦ φ; Implicit is iMAML.
-        criterion: loss of outputs against targets, inner and outer; CrossEntropyLoss or MSELoss.
+        criterion: loss of outputs against targets, inner and outer; None is cross-entropy for classes and mean squared error for
+            values.
         support_criterion: another loss for the support set, such as a learned one; None is ``criterion``.
         optimizer: the outer optimizer; Adam of rate 0.001 if not given.
         scheduler: of the outer learning rate, stepped once a meta-step; ``ReduceLROnPlateau`` after each validation.
@@ -104,7 +112,7 @@ class MetaLearner(LightningModule):
         self.automatic_optimization = False
         self.network = network or Conv4()
         self.adaptation = adaptation or Implicit()
-        self.criterion = criterion or nn.CrossEntropyLoss()
+        self.criterion = criterion or ByTargets()
         self.support_criterion = support_criterion
         # No lambda, which could not be pickled.
         self.optimizer = optimizer or partial(torch.optim.Adam, lr=0.001)
@@ -123,6 +131,7 @@ class MetaLearner(LightningModule):
         self.skipped_in_a_row = 0
         self.unreached: set[str] = set()  # parameters, as far as it was said
         self.scores: dict[str, EpisodeMean] = {}  # of the episodes of this validation or test
+        self.medians: dict[str, EpisodeMedian] = {}
 
     def _save_plain_hyperparameters(self) -> None:
         """Keep what ``load_from_checkpoint`` needs, as plain types.
@@ -152,7 +161,8 @@ class MetaLearner(LightningModule):
             **options: arguments of the learner that replace those in the checkpoint.
 
         Raises:
-            UsageError: if the file is missing, damaged, or names a class of another package.
+            UsageError: if the file is missing, damaged, names a class of another package, or needs a part that was an
+                object in Python and is not given here.
         """
         checkpoint = read_checkpoint(checkpoint_path)
         arguments = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
@@ -160,8 +170,17 @@ class MetaLearner(LightningModule):
         set_parsing_settings(import_path_allowlist=[*TRUSTED, *trust])  # Lightning builds the learner by jsonargparse
         # Lightning reads the file again; what replaces its arguments names classes by where they are today.
         options = options if "hparams_file" in options else arguments | options
-        with torch.inference_mode(False):  # or its parameters could never be differentiated
-            return super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
+        parts = checkpoint.get(PARTS_KEY, {})
+        check_parts(checkpoint_path, parts, options, cls)
+        try:
+            with torch.inference_mode(False):  # or its parameters could never be differentiated
+                learner = super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
+        except RuntimeError as error:
+            raise UsageError(
+                f"checkpoint {checkpoint_path} is of another network: give the one that was trained, load(path, network=…)"
+            ) from error
+        warn_of_others(checkpoint_path, parts, learner)
+        return learner
 
     @property
     def protocol(self) -> str:
@@ -208,6 +227,8 @@ class MetaLearner(LightningModule):
     def judge_on(self, phi: Tensor, query: Examples) -> dict[str, Tensor]:
         """As ``judge``, of ``query`` whose x are features."""
         outputs = self.cut.adapted.tasks(phi, query.x)
+        for criterion in filter(None, (self.criterion, self.support_criterion)):
+            check_criterion(criterion, outputs, query.y)
         figures = {"loss": task_losses(self.criterion, outputs, query)}
         if not query.y.is_floating_point():
             hits = (outputs.argmax(-1) == query.y).double()
@@ -220,7 +241,8 @@ class MetaLearner(LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0: never, as in a barebones Trainer
         log_now = every > 0 and (self.global_step + 1) % every == 0
         # Since the first, with those that were skipped.
-        meta_step: int = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        meta_step: int = progress.processed
         with self._drawing(meta_step, 0):
             episode = folded(self.features(episode), self.folds)
         if self.task_chunk == "measured" and self.measured_chunk is None:
@@ -292,6 +314,7 @@ class MetaLearner(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.scores.clear()
+        self.medians.clear()
         self.cut.memory = FeatureMemory()
 
     on_test_epoch_start = on_validation_epoch_start
@@ -317,6 +340,8 @@ class MetaLearner(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         names = ("measured_chunk", "skipped_in_a_row", "seed")
         checkpoint[COUNTERS_KEY] = {name: getattr(self, name) for name in names}
+        if parts := kept_parts(self, self.hparams):
+            checkpoint[PARTS_KEY] = parts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, value in checkpoint.get(COUNTERS_KEY, {}).items():
@@ -342,8 +367,8 @@ class MetaLearner(LightningModule):
         """Within it the network draws (dropout, noise) by the run's seed, this rank and ``place`` alone: a resumed run draws
         the same, whatever validation, the log or a user's own code has drawn in between.
         """
-        assert self.seed is not None
-        return seeded(self.device, self.seed, self.global_rank, *place)
+        seed = torch.initial_seed() if self.seed is None else self.seed  # it has no run without a Trainer
+        return seeded(self.device, seed, self.global_rank, *place)
 
     def _chunk_size(self) -> int | None:
         if self.measured_chunk is not None and self.task_chunk == "measured":
@@ -485,11 +510,13 @@ class MetaLearner(LightningModule):
                 adapted = self.adaptation(objective)
                 judged = self.judge_on(adapted.phi, chunk.query)
                 figures = self._task_figures(chunk, adapted, objective.theta, judged)
-                for name, values in figures.items():
+                for name, values in (figures | outcome(objective, adapted.phi)).items():
                     path = f"{setting}{name}"
                     if path not in self.scores:
                         self.scores[path] = EpisodeMean().to(self.device)
+                        self.medians[path] = EpisodeMedian().to(self.device)
                     self.scores[path].update(values)
+                    self.medians[path].update(values)
 
     def _log_scores(self, stage: str) -> None:
         for path, metric in self.scores.items():
@@ -499,6 +526,8 @@ class MetaLearner(LightningModule):
             self.log(f"{stage}/{shown}", score["mean"].float(), prog_bar=name == "accuracy", sync_dist=True)
             if name in ("loss", "accuracy"):
                 self.log(f"{stage}/{shown}_ci95", score["ci95"].float(), sync_dist=True)
+            if name in MEDIANS:
+                self.log(f"{stage}/{path}_median", self.medians[path].compute(), sync_dist=True)
 
 
 def _refuse_running_statistics(adapted: nn.Module, why_whole: str) -> None:
@@ -515,8 +544,10 @@ def _refuse_running_statistics(adapted: nn.Module, why_whole: str) -> None:
 def validation_figures(classes: bool) -> set[str]:
     """Names of what validation logs of an iterative inner solver, with accuracies where the targets are ``classes``."""
     scores = ("loss", "accuracy") if classes else ("loss",)
-    inner = ("residual", "stationarity", "steps", *(code.name.lower() for code in Result))
-    names = [f"{score}{kind}" for score in scores for kind in ("", "_before", "_ci95")]
+    outcomes = ("diverged", "growth", "growth_median", "stationarity_median")
+    inner = ("residual", "stationarity", "steps", *outcomes, *(code.name.lower() for code in Result))
+    kinds = ("", "_before", "_ci95", "_median", "_before_median")
+    names = [f"{score}{kind}" for score in scores for kind in kinds]
     return {f"val/{name}" for name in (*names, *(f"inner_{name}" for name in inner))}
 
 

@@ -1,4 +1,4 @@
-"""Derivatives: how L_S(φ) of a chunk of tasks is evaluated and differentiated; chosen once, when an objective is made."""
+"""Derivatives: how L_S(φ) of a chunk of tasks is evaluated and differentiated; chosen once for an objective."""
 
 from __future__ import annotations
 

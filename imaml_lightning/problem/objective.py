@@ -41,9 +41,15 @@ class InnerObjective:
     criterion: nn.Module
     compiled: CompiledDerivatives | None = None
 
-    @cached_property
+    @property
     def derivatives(self) -> Derivatives:
-        """How L_S is evaluated and differentiated: the first way of these that computes just this network."""
+        """How L_S is evaluated and differentiated. Autocast begins and ends while an objective lives, and changes what can be
+        written out: one way is chosen under it, one without.
+        """
+        return self._under_autocast if torch.is_autocast_enabled(self.theta.device.type) else self._as_it_is
+
+    def _choose(self) -> Derivatives:
+        """The first way of these that computes just this network."""
         here = self.network, self.support, self.criterion
         if self.compiled and self.compiled.criterion is self.criterion:
             return Compiled(*here, self.compiled)
@@ -52,6 +58,8 @@ class InnerObjective:
         if self.network.can_fold and not any(True for _ in self.criterion.parameters()):
             return WrittenOut(*here)
         return ByAutograd(*here)
+
+    _as_it_is, _under_autocast = cached_property(_choose), cached_property(_choose)
 
     def task(self, index: int) -> InnerObjective:
         """G of one task alone."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from imaml_lightning.episode import Examples
@@ -25,8 +27,9 @@ def output_curvature(criterion: nn.Module, z: Tensor, examples: Examples) -> tup
     if type(criterion) is nn.MSELoss and criterion.reduction != "none":
         count = real.sum(1, keepdim=True) * z.shape[2] if criterion.reduction == "mean" else 1
         return 2 * real / count, False
-    if hasattr(criterion, "output_curvature"):
-        return criterion.output_curvature(z, examples)
+    own: Any = getattr(criterion, "output_curvature", None)
+    if own is not None:
+        return own(z, examples)
     raise UsageError(
         f"the exact inverse of a linear head's curvature is known for cross-entropy without class weights and for squared "
         f"errors, not for {type(criterion).__name__}: use LBFGS or HessianFree, and ConjugateGradient"

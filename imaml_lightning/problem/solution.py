@@ -27,7 +27,8 @@ class Result(IntEnum):
 
 _ADVICE = {
     Result.CONVERGED: "The tolerance was met.",
-    Result.STEP_LIMIT: "The step limit came before the tolerance: raise max_steps if the residual is too large.",
+    Result.STEP_LIMIT: "The step limit came before the tolerance: where the residual falls but is too large raise max_steps, "
+    "where it grew lower the rate.",
     Result.INDEFINITE: "Negative curvature was met: use GaussNewton curvature, MINRES, more damping or a larger λ.",
     Result.BREAKDOWN: "The recurrence broke down before the tolerance: the system is singular to rounding; "
     "use a larger λ or more damping.",

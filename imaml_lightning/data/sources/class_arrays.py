@@ -78,7 +78,7 @@ class ClassTable(ClassSource):
         self.shape = self.bank.examples.shape[1:]
 
     def reading(self) -> dict[str, Any]:
-        return {"features": self._table()[2].plain()}
+        return {"features": self._table()[2].plain(), "target": self.target}
 
     def build(self) -> Iterator[BankClass]:
         table, where, features = self._table()

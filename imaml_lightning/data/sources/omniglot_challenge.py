@@ -80,6 +80,9 @@ class OmniglotChallenge(Omniglot):
             raise DataError(f"{self.runs} is not the official file, or is damaged: fetch {RUNS_URL} again.")
         return recipe | {"source": f"omniglot-challenge-{self.background}", "runs": RUNS_MD5}
 
+    def usual_way(self) -> int:
+        return WAY
+
     def check(self, split: Split, way: int, shot: int, query: int) -> None:
         if split != "train" and (way, shot, query) != (WAY, 1, 1):
             raise UsageError(

@@ -61,6 +61,9 @@ class Tasks(EpisodeSource):
         """The tasks of a split."""
         return self._tasks[split]
 
+    def usual_way(self) -> int:
+        return self.classes or super().usual_way()
+
     def check(self, split: Split, way: int, shot: int, query: int) -> None:
         if self.task == "classification" and way != self.classes:
             raise UsageError(

@@ -17,7 +17,7 @@ Rows = list[dict[str, str]]
 
 def learning_curves(folder: Path) -> Figure:
     """Six panels over meta-steps: accuracy, loss, the two errors of the meta-gradient, how the linear solves ended, the
-    norm of the meta-gradient, and λ.
+    norm of the meta-gradient, and λ, or where that is fixed the steps that the solves took.
 
     Args:
         folder: of a run, with its metrics.csv. Panels without a figure say so.
@@ -37,8 +37,7 @@ def learning_curves(folder: Path) -> Figure:
     _results(panels[3], rows)
     _plot(panels[4], rows, "train/gradient_norm", "", color=SERIES[0])
     panels[4].set(title="norm of the meta-gradient", yscale="log")
-    _plot(panels[5], rows, "train/strength", "mean over parameters", color=SERIES[0])
-    panels[5].set(title="strength λ of the regulariser")
+    _strength_or_steps(panels[5], rows)
     for axes in panels:
         axes.title.set_fontsize(10)
         axes.grid(alpha=0.3)
@@ -84,6 +83,18 @@ def _results(axes: Axes, rows: Rows) -> None:
         labels = [name.replace("_", " ") for name in seen]
         axes.stackplot(steps, *seen.values(), labels=labels, colors=[RESULT[name] for name in seen], alpha=0.8)
         axes.set(ylim=(0, 1), ylabel="share of tasks")
+
+
+def _strength_or_steps(axes: Axes, rows: Rows) -> None:
+    """λ where it changes; else a straight line would say less than the steps of the solves."""
+    strengths = _series(rows, "train/strength")[1]
+    if len(set(strengths)) > 1:
+        _plot(axes, rows, "train/strength", "mean over parameters", color=SERIES[0])
+        axes.set(title="strength λ of the regulariser")
+        return
+    _plot(axes, rows, "train/inner_steps", "inner solve", color=SERIES[0])
+    _plot(axes, rows, "train/linear_steps", "linear solve", color=SERIES[1])
+    axes.set(title="steps of the solves" + (f" (λ = {strengths[0]:.4g})" if strengths else ""))
 
 
 def _series(rows: Rows, column: str) -> tuple[list[int], list[float]]:

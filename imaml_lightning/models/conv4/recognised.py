@@ -28,7 +28,7 @@ def recognise(network: BodyAndHead) -> Passes | None:
         return None
     body, embedding, head = network._modules.values()
     blocks = [] if body is None else [*body._modules.values()]
-    flatten = [] if embedding is None else [*embedding._modules.values()]
+    flatten: list[Any] = [] if embedding is None else [*embedding._modules.values()]
     kinds = [type(m) for m in (body, *blocks, embedding, *flatten, head)]
     if kinds != [nn.Sequential] * 6 + [nn.Flatten, nn.Linear] or (flatten[0].start_dim, flatten[0].end_dim) != (1, -1):
         return None
