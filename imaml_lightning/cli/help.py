@@ -12,7 +12,7 @@ OVERVIEW = """Meta-learning by implicit MAML and its family.
 
     imaml-lightning COMMAND [options]            or: python -m imaml_lightning COMMAND [options]
 
-  fit          meta-train, then test the best checkpoint; without options a first look at letters, in under three minutes
+  fit          meta-train, then test the best checkpoint; without options a first look at letters, in two minutes
   validate     figures of a checkpoint on the validation episodes:  --ckpt_path best --name NAME
   test         the same on the test episodes
   predict      adapt a checkpoint to examples of your own:  --ckpt_path best --name NAME --support FOLDER --query FOLDER
@@ -27,11 +27,12 @@ Each command tells its options by --help; --version tells the version. A run wri
 
 FIT = """Meta-train, then test the best checkpoint.
 
-  imaml-lightning fit                                                     letters from fonts, a first look in three minutes
+  imaml-lightning fit                                                     letters from fonts, as by --config letters
   imaml-lightning fit --config omniglot_5w1s --config algorithms/maml     an experiment, and another algorithm for it
   imaml-lightning fit --name plants --data.source ImageFolder --data.source.root photos --data.shot 5
 
-The options people turn (defaults in brackets). A class is named by its name, its own options follow it.
+The options people turn (in brackets: their values where no configuration says another).
+A class is named by its name, its own options follow it.
 
 data
   --data.source CLASS                       Glyphs, Omniglot, ImageFolder, ClassTable, TaskTable, Sinusoid, ... [Glyphs]
@@ -61,7 +62,7 @@ training
   --seed_everything N                       of weights and everything drawn in training [0]
 
 run
-  --name NAME, --output FOLDER              the run goes to FOLDER/NAME/NUMBER/ [glyphs_5w1s, runs]
+  --name NAME, --output FOLDER              the run goes to FOLDER/NAME/NUMBER/ [letters, runs]
   --config NAME|FILE                        a configuration that comes along, or a file of yours; several add up
   --ckpt_path last --name NAME              goes on with a run, bit for bit
 
@@ -76,7 +77,7 @@ TEST = """Figures of a checkpoint on the fixed {split} episodes.
   imaml-lightning {command} --ckpt_path best --name plants --{episodes} 200
 
   --ckpt_path FILE|best|last       what is evaluated; it knows its data, network and algorithm
-  --name NAME, --output FOLDER     where best and last are looked for [glyphs_5w1s, runs]
+  --name NAME, --output FOLDER     where best and last are looked for [letters, runs]
   --data.eval_way N, --data.eval_shot N, --data.eval_query N    other episodes than it was validated on
   --model.adaptation.inner_solver.max_steps N    another effort to adapt; also lr, or another solver
   --untrained true                 random weights, without --ckpt_path

@@ -70,7 +70,8 @@ class MetaLearner(LightningModule):
     step of the outer optimizer and of its scheduler on the mean over tasks.
 
     Args:
-        network: any module from inputs ``[example, *feature]`` to outputs ``[example, output]``, without running statistics.
+        network: any module from inputs ``[example, *feature]`` to outputs ``[example, output]``, without running statistics
+            in what is adapted.
         adaptation: the map θ ↦ φ; Implicit is iMAML.
         criterion: loss of outputs against targets, inner and outer; None is cross-entropy for classes and mean squared error for
             values.
@@ -537,7 +538,7 @@ def _refuse_running_statistics(adapted: nn.Module, why_whole: str) -> None:
             whole = f" (the network stays whole, because {why_whole})" if why_whole else ""
             raise UsageError(
                 f"{type(module).__name__} {name} keeps running statistics among what is adapted{whole}: adapt only what comes "
-                "after it, or build it with track_running_stats=False (norm batch of the package's networks)"
+                "after it, or build it with track_running_stats=False (--model.network.norm batch)"
             )
 
 
