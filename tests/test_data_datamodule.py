@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,8 @@ from imaml_lightning.data import EpisodeDataModule, EpisodeSource, Glyphs, Sinus
 from imaml_lightning.data.sampler import BatchSampler
 from imaml_lightning.episode import Episode
 from imaml_lightning.errors import UsageError
+from imaml_lightning.learner import MetaLearner
+from imaml_lightning.models import AnyWay
 
 BATCHES, TASKS = 4, 6
 QUIET: dict[str, Any] = {
@@ -352,18 +355,29 @@ def test_sizes_that_are_none_are_refused_before_data_is_touched(tmp_path: Path, 
 
 
 def test_a_network_of_fixed_outputs_has_to_fit_every_stage(source: Tiny) -> None:
-    def learner(**attributes: bool) -> LightningModule:
-        built = LightningModule()
-        built.network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 5))
-        vars(built.network).update(attributes)
-        return built
+    def learner(head: torch.nn.Module) -> MetaLearner:
+        return MetaLearner(torch.nn.Sequential(torch.nn.Flatten(), head))
 
-    module(source, way=5).check_network(learner())
+    fixed, free = learner(torch.nn.Linear(16, 5)), learner(AnyWay(16))
+    module(source, way=5).check_network(fixed)
     for other in ({"way": 4, "eval_way": 5}, {"eval_way": 3}, {"eval_settings": ["5w1s", "3w1s"]}):
         data = module(source, **{"way": 5, **other})
         with pytest.raises(UsageError, match=r"Sequential has 5 outputs, but a task has [34] classes"):
-            data.check_network(learner())
-        data.check_network(learner(any_way=True))
+            data.check_network(fixed)
+        data.check_network(free)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*number of training batches.*")
+def test_one_training_of_many_ways_is_tested_with_fewer(source: Tiny) -> None:
+    options = {"way": 9, "shot": "1..3", "query": 1, "eval_way": 5, "eval_shot": 2, "eval_query": 2}
+    data = module(source, **options, val_episodes=6, eval_settings=["3w1s", "6w2s"])
+    learner = MetaLearner(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8), AnyWay(8)), adapt=["2.*"])
+    trainer = Trainer(max_steps=BATCHES, enable_checkpointing=False, **QUIET)
+    trainer.fit(learner, datamodule=data)
+    [figures, _] = trainer.test(learner, data, verbose=False)
+    for setting in ("3w1s", "6w2s"):
+        assert math.isfinite(figures[f"test/{setting}/loss"])
+        assert 0 <= figures[f"test/{setting}/accuracy_inductive"] <= 1
 
 
 def test_default_source_is_glyphs() -> None:

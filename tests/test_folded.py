@@ -157,3 +157,15 @@ def test_activations_go_when_the_meta_gradient_is_there(adaptation: Adaptation) 
         assert not points()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("options", [{"size": 28}, {"size": 28, "downsample": "stride"}], ids=["pooled", "strided"])
+def test_float32_has_the_digits_of_float32(options: dict) -> None:
+    """Of many images: the sums of batch normalisation are over tens of thousands of numbers."""
+    torch.manual_seed(0)
+    single = FlatNetwork(Conv4(way=WAY, filters=8, zero_head=False, **options))
+    phi, x = single.vector().detach().expand(TASKS, -1) + 0.01, torch.rand(TASKS, 75, 1, 28, 28)
+    double = FlatNetwork(Conv4(way=WAY, filters=8, **options).double())
+    expected = torch.stack([double(row, images) for row, images in zip(phi.double(), x.double(), strict=True)])
+    error = single.tasks(phi, x) - expected
+    assert error.norm() < 1e-5 * expected.norm()

@@ -15,6 +15,7 @@ from torch import nn
 from imaml_lightning import Episode, EpisodeDataModule, Examples, MetaLearner, UsageError, adapt
 from imaml_lightning.cli.command_line import CommandLine
 from imaml_lightning.data import Tasks
+from imaml_lightning.inner import BacktrackingGradientDescent, GradientDescent
 from imaml_lightning.learner.criterion import ByTargets, check_criterion
 from imaml_lightning.models import MLP, Conv4
 from imaml_lightning.run.signals import Signals
@@ -153,3 +154,17 @@ def test_a_criterion_that_contradicts_the_data_is_refused_before_training(
 ) -> None:
     source = of_table(table, "value", "regression")
     assert "MSELoss" in refused("fit", *QUICK, *source, "--model.criterion", "CrossEntropyLoss", capsys=capsys)
+
+
+def test_own_data_need_no_inner_rate_unless_one_is_given(table: Path, pictures: Path) -> None:
+    own = [
+        of_table(table, "value", "regression"),
+        ["--data.source", "ImageFolder", "--data.source.root", str(pictures)],
+    ]
+    for source in own:
+        solver = built(*source).model.adaptation.inner_solver
+        assert isinstance(solver, BacktrackingGradientDescent)
+        assert solver.max_steps == 8
+    rate = "--model.adaptation.init_args.inner_solver.init_args.lr"
+    assert built(*own[1], rate, "0.05").model.adaptation.inner_solver == GradientDescent(0.05, 8)
+    assert isinstance(built("--data.source", "Glyphs").model.adaptation.inner_solver, GradientDescent)

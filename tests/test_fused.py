@@ -9,7 +9,7 @@ from torch.autograd.functional import jvp, vjp
 from torch.nn.functional import max_pool2d
 
 from imaml_lightning.models.conv4 import fused
-from imaml_lightning.models.conv4.fused import Mixture, ReLU, channel_sums, max_pool_relu
+from imaml_lightning.models.conv4.fused import Mixture, ReLU, batch_norm, channel_sums, max_pool_relu
 
 EXAMPLES, CHANNELS = 3, 5
 
@@ -93,3 +93,17 @@ def test_mixtures_add_up_each_tensor_once() -> None:
     assert set(mixture.terms) == {u, v}
     a, b, c, d = (x[:, None, None] for x in (a, b, c, d))
     torch.testing.assert_close(mixture.value(), a * c * u + b * c + d * u + a * v + b)
+
+
+@pytest.mark.parametrize("far", [0.0, 1e3])
+def test_batch_norm_far_from_zero(far: float) -> None:
+    torch.manual_seed(0)
+    x = (far + randn(9, 9)).float()
+    scale, shift = torch.randn(2, CHANNELS)
+    y, mean, r = batch_norm(x, scale, shift, 1e-5)
+    exact = x.double()
+    variance, centre = torch.var_mean(exact, (0, 2, 3), correction=0)
+    torch.testing.assert_close(mean.double(), centre, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(r.double(), (variance + 1e-5).rsqrt(), rtol=1e-5, atol=0)
+    a, b, c, d = (v.double()[:, None, None] for v in (scale, shift, centre, (variance + 1e-5).rsqrt()))
+    torch.testing.assert_close(y.double(), a * (exact - c) * d + b, rtol=0, atol=1e-6 * max(10, far))

@@ -313,7 +313,8 @@ class CommandLine(LightningCLI):
     def _say(self, more: str = "") -> None:
         """In one line, what is trained or evaluated, and where."""
         if self.trainer.is_global_zero:
-            print(f"{self.subcommand}: {described(self.model, self.datamodule, self.trainer)}{more}", flush=True)
+            what = described(self.model, self.datamodule, self.trainer, trains=self.subcommand == "fit")
+            print(f"{self.subcommand}: {what}{more}", flush=True)
 
     def _other_protocol(self, stage: str) -> dict[str, str]:
         """The figure of ``predict``, where every query example is normalised beside the support set alone, if it is another

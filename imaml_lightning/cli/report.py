@@ -10,23 +10,27 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from imaml_lightning.data import EpisodeDataModule
+from imaml_lightning.data.setting import Setting
 from imaml_lightning.errors import UsageError
 from imaml_lightning.learner.advice import REMEDY, advice
 from imaml_lightning.learner.meta_learner import MetaLearner
 
 
-def described(learner: MetaLearner, data: EpisodeDataModule, trainer: Trainer) -> str:
-    """``Implicit of Conv4 (28,805 parameters) on Glyphs, 5-way 1-shot, 60 meta-steps on cpu, seed 0``."""
+def described(learner: MetaLearner, data: EpisodeDataModule, trainer: Trainer, trains: bool) -> str:
+    """``Implicit of Conv4 (28,805 parameters) on Glyphs, 5-way 1-shot, on cpu``."""
     parameters = sum(p.numel() for p in learner.network.parameters())
-    setting = data.training if trainer.state.fn is None or not trainer.evaluating else data.evaluation
-    shots = f"{setting.shots[0]} to {setting.shot}" if len(setting.shots) > 1 else str(setting.shot)
-    way = f"{setting.way}-way " if data.source.task == "classification" else ""
-    words = [
-        f"{type(learner.adaptation).__name__} of {type(learner.network).__name__} ({parameters:,} parameters)",
-        f"on {type(data.source).__name__}, {way}{shots}-shot, on {trainer.strategy.root_device.type}",
-    ]
+    settings = [data.training] if trains else [*data.settings.values()] or [data.evaluation]
+    sizes = ", ".join(_size(setting, data.source.task) for setting in settings)
     ranks = f" x {trainer.world_size}" if trainer.world_size > 1 else ""
-    return f"{' '.join(words)}{ranks}"
+    return (
+        f"{type(learner.adaptation).__name__} of {type(learner.network).__name__} ({parameters:,} parameters) on "
+        f"{type(data.source).__name__}, {sizes}, on {trainer.strategy.root_device.type}{ranks}"
+    )
+
+
+def _size(setting: Setting, task: str) -> str:
+    shots = str(setting.shot) if len(setting.shots) == 1 else f"{setting.shots[0]} to {setting.shot}"
+    return f"{setting.way}-way {shots}-shot" if task == "classification" else f"{shots}-shot"
 
 
 def figures_line(metrics: Mapping[str, Tensor | float], stage: str) -> str:

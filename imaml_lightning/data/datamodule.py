@@ -148,8 +148,8 @@ class EpisodeDataModule(LightningDataModule):
             UsageError: it cannot take the inputs, has another number of outputs, or would take padding for examples.
         """
         network, source = learner.get_submodule("network"), type(self.source).__name__
-        parameter = next(network.parameters())
-        x = torch.zeros(2, *self.source.shape, dtype=parameter.dtype, device=parameter.device)
+        like = next((t for t in network.state_dict().values() if t.is_floating_point()), torch.empty(0))
+        x = torch.zeros(2, *self.source.shape, dtype=like.dtype, device=like.device)
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 outputs = network(x).shape[-1]
@@ -160,10 +160,11 @@ class EpisodeDataModule(LightningDataModule):
             ) from error
         settings = [self.training, self.evaluation, *self.settings.values()]
         others = {setting.way for setting in settings} - {outputs}
-        if self.source.task == "classification" and others and not getattr(network, "any_way", False):
+        if self.source.task == "classification" and others and not getattr(learner, "any_way", False):
             raise UsageError(
                 f"{type(network).__name__} has {outputs} outputs, but a task has {min(others)} classes: set its way or "
-                f"outputs in --model.network.init_args and --data.way, eval_way and eval_settings to the same number."
+                "outputs in --model.network.init_args and --data.way, eval_way and eval_settings to the same number, or "
+                "take a head for any number of classes."
             )
         if (
             any(self.source.padded(shot, query) for _, shot, query in (setting.most for setting in settings))

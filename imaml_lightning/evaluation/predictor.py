@@ -25,7 +25,7 @@ from imaml_lightning.learner.criterion import ByTargets, check_criterion
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.learner.modes import answering
 from imaml_lightning.learner.targets import is_one_hot
-from imaml_lightning.problem.derivatives import task_losses
+from imaml_lightning.problem.losses import task_losses
 
 _BLOCK = 256  # query examples that go through the network at once
 _HELD_OUT = 100  # most examples that are left out in turn

@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
+from imaml_lightning.problem.losses import Criterion, without_padding
 from imaml_lightning.problem.output_curvature import output_curvature
 
 #: Losses of outputs against class numbers.
@@ -41,8 +42,16 @@ class ByTargets(nn.Module):
 
     def output_curvature(self, z: Tensor, examples: Examples) -> tuple[Tensor, bool]:
         """As the function of this name has it for the loss that the targets ask for."""
-        loss = nn.MSELoss if examples.y.is_floating_point() else nn.CrossEntropyLoss
-        return output_curvature(loss(reduction=self.reduction), z, examples)
+        return output_curvature(self._loss(not examples.y.is_floating_point()), z, examples)
+
+    def without_padding(self, classes: bool) -> Criterion | None:
+        """As the function of this name has it for the loss that the targets ask for."""
+        loss = self._loss(classes)
+        found = without_padding(loss, classes)
+        return self if found is loss else found
+
+    def _loss(self, classes: bool) -> nn.Module:
+        return (nn.CrossEntropyLoss if classes else nn.MSELoss)(reduction=self.reduction)
 
 
 def check_criterion(criterion: nn.Module, outputs: Tensor, targets: Tensor) -> None:

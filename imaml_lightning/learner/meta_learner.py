@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
@@ -37,13 +37,14 @@ from imaml_lightning.learner.metrics import EpisodeMean
 from imaml_lightning.learner.modes import answering
 from imaml_lightning.learner.outer import monitored, try_step
 from imaml_lightning.learner.parts import PARTS_KEY, check_parts, kept_parts, warn_of_others
+from imaml_lightning.learner.preflight import preflight
 from imaml_lightning.learner.reach import exchanged, reached
 from imaml_lightning.learner.targets import settled
 from imaml_lightning.models import Conv4
 from imaml_lightning.problem.compiled import CompiledDerivatives
 from imaml_lightning.problem.cut import Cut
-from imaml_lightning.problem.derivatives import task_losses
 from imaml_lightning.problem.feature_memory import FeatureMemory
+from imaml_lightning.problem.losses import task_losses
 from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.problem.objective import InnerObjective
 from imaml_lightning.problem.randomness import seeded
@@ -130,6 +131,7 @@ class MetaLearner(LightningModule):
         self.adaptation.fit_to(self.flat)
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64))
         self.skipped_in_a_row = 0
+        self.checked = False  # whether the network has shown, on two tasks, what it can do
         self.unreached: set[str] = set()  # parameters, as far as it was said
         self.scores: dict[str, EpisodeMean] = {}  # of the episodes of this validation or test
         self.medians: dict[str, EpisodeMedian] = {}
@@ -142,11 +144,13 @@ class MetaLearner(LightningModule):
         """
         here = inspect.currentframe()
         assert here is not None
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`")
-            self.save_hyperparameters(logger=False, frame=here.f_back)
+        assert here.f_back is not None
+        given = _given_hyperparameters.get() or here.f_back.f_locals
+        # Lightning would make a deep copy of each module, which not every module bears.
+        modules = [name for name, value in given.items() if isinstance(value, nn.Module)]
+        self.save_hyperparameters(logger=False, frame=here.f_back, ignore=modules)
         for name, value in list(self.hparams.items()):
-            if isinstance(value, nn.Module) or callable(value):
+            if callable(value):
                 del self.hparams[name]
 
     @classmethod
@@ -177,6 +181,8 @@ class MetaLearner(LightningModule):
             with torch.inference_mode(False):  # or its parameters could never be differentiated
                 learner = super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
         except RuntimeError as error:
+            if "state_dict" not in str(error):
+                raise
             raise UsageError(
                 f"checkpoint {checkpoint_path} is of another network: give the one that was trained, load(path, network=…)"
             ) from error
@@ -188,6 +194,11 @@ class MetaLearner(LightningModule):
         """``transductive`` where a query batch is normalised by its own statistics, else ``inductive``."""
         batch_norm = any(isinstance(m, _BatchNorm) and not m.track_running_stats for m in self.network.modules())
         return "transductive" if batch_norm else "inductive"
+
+    @property
+    def any_way(self) -> bool:
+        """Whether tasks may have any number of classes."""
+        return self.flat.any_way
 
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         trained = [p for p in self.parameters() if p.requires_grad]
@@ -241,6 +252,9 @@ class MetaLearner(LightningModule):
         episode = settled(episode)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0: never, as in a barebones Trainer
         log_now = every > 0 and (self.global_step + 1) % every == 0
+        if not self.checked:
+            preflight(self, episode)
+            self.checked = True
         # Since the first, with those that were skipped.
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
         meta_step: int = progress.processed

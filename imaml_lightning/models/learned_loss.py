@@ -32,7 +32,7 @@ class LearnedLoss(nn.Module):
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """The loss of one task, of outputs ``[example, output]`` and targets ``[example]`` or ``[example, output]``."""
-        # Padding: a class number below 0 has no target and counts for nothing. In regression the caller sees to it.
+        # A class number below 0 is padding and counts for nothing; values come without padding.
         real = torch.ones_like(z[:, 0]) if y.is_floating_point() else (y >= 0).to(z)
         targets = y if y.is_floating_point() else nn.functional.one_hot(y.clamp(min=0), z.shape[-1])
         each = self.net(torch.stack([z, targets.to(z)], -1)).sum((-2, -1))

@@ -3,9 +3,10 @@
 Read in this order: network (parameters as one vector), proximal, objective, derivatives, compiled, curvature, solution, rows.
 """
 
+from imaml_lightning.problem.batching import per_task
 from imaml_lightning.problem.curvature import Curvature, FiniteDifference, GaussNewton, Hessian, ReleasedCode
 from imaml_lightning.problem.derivatives import Linearisation
-from imaml_lightning.problem.network import FlatNetwork, per_task
+from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.problem.objective import InnerObjective
 from imaml_lightning.problem.proximal import LowRankProximalTerm, NoProximalTerm, ProximalTerm
 from imaml_lightning.problem.solution import Result, Solution

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, func, nn
 from torch.func import grad, grad_and_value, vmap
 
-from imaml_lightning.problem.network import FlatNetwork, mean_over_real
+from imaml_lightning.episode import Examples
+from imaml_lightning.errors import UsageError
+from imaml_lightning.problem.losses import without_padding
+from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.problem.rows import some
 
 
 class CompiledDerivatives:
@@ -35,8 +39,11 @@ class CompiledDerivatives:
         self.criterion, self.backend = criterion, backend
         self.failed = False
 
+        self.masked = {classes: without_padding(criterion, classes) for classes in (False, True)}
+        of_values, of_classes = (self.masked[classes] or criterion for classes in (False, True))
+
         def loss(phi: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            return mean_over_real(criterion, network(phi, x), y)
+            return (of_values if y.is_floating_point() else of_classes)(network(phi, x), y)
 
         # torch.compile counts compilations by the code of a function, so each has code of its own.
         def outputs(phi: Tensor, x: Tensor) -> Tensor:
@@ -66,6 +73,11 @@ class CompiledDerivatives:
         self.vjp = self._compiled(vjp)
         self.hvp = self._compiled(hvp)
 
+    def are_of(self, criterion: nn.Module, examples: Examples) -> bool:
+        """Whether this is the criterion, and one that leaves out the padding of ``examples``, if there is any."""
+        masked = self.masked[not examples.y.is_floating_point()]
+        return criterion is self.criterion and (masked is not None or not some(~examples.real()))
+
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         # Shapes are few and stay, so each may have code of its own; one graph or none, or parts would be slow unseen.
         fast = torch.compile(function, dynamic=False, fullgraph=True, backend=self.backend)
@@ -82,7 +94,10 @@ class CompiledDerivatives:
                     warnings.warn(
                         f"the derivatives cannot be compiled ({why}): training goes on uncompiled", stacklevel=2
                     )
-            return function(*arguments)
+            try:
+                return function(*arguments)
+            except RuntimeError as error:
+                raise UsageError(f"torch cannot batch the network ({error}): leave out callbacks.Compiled") from error
 
         return call
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from imaml_lightning.episode import Examples
+from imaml_lightning.problem.batching import per_task
 from imaml_lightning.problem.compiled import CompiledDerivatives
-from imaml_lightning.problem.network import FlatNetwork, mean_over_real, per_task
-from imaml_lightning.problem.rows import some
+from imaml_lightning.problem.losses import task_losses
+from imaml_lightning.problem.network import FlatNetwork
 
 
 class Linearisation(ABC):
@@ -232,13 +233,6 @@ class _Gradient(torch.autograd.Function):
         with torch.enable_grad():
             at, ctx.at = ctx.at or ctx.linearise(*ctx.saved_tensors), None
         return at.hvp(u), None
-
-
-def task_losses(criterion: nn.Module, outputs: Tensor, examples: Examples) -> Tensor:
-    """The criterion's mean over each task's real examples ``[task]``."""
-    if not (examples.y.is_floating_point() and some(~examples.real())):
-        return per_task(criterion, outputs, examples.y)
-    return per_task(partial(mean_over_real, criterion), outputs, examples.y)
 
 
 def pull_back(y: Tensor, x: Tensor, g: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from imaml_lightning.problem.derivatives import Derivatives, Linearisation, pull_back, task_losses
+from imaml_lightning.problem.derivatives import Derivatives, Linearisation, pull_back
+from imaml_lightning.problem.losses import task_losses
 from imaml_lightning.problem.network import linear_outputs
 from imaml_lightning.problem.output_curvature import output_curvature
 from imaml_lightning.problem.precision import full_precision

@@ -18,6 +18,8 @@ from torch.nn.modules.module import (
 )
 
 from imaml_lightning.errors import UsageError
+from imaml_lightning.problem import differentiable
+from imaml_lightning.problem.batching import never_batched, per_task
 
 
 class Folded(Protocol):
@@ -71,6 +73,8 @@ class FlatNetwork:
         starts = {name for name, tensor in per_class.items() if not isinstance(tensor, nn.Parameter)}
         named = {name: tensor for name, tensor in matching.items() if tensor.requires_grad or name in starts}
         _check_adapted(network, adapt, matching, named)
+        differentiable.check_options(network, [*named.values()])
+        self._prepare()
         self.names = self.keys = list(named)
         self.shapes = [tensor.shape for tensor in named.values()]
         self.sizes = [shape.numel() for shape in self.shapes]
@@ -81,7 +85,13 @@ class FlatNetwork:
         """The same vector as a function of ``module``, a part of the network in which the tensors are called ``keys``."""
         part = copy(self)
         part.network, part.keys = module, list(keys)
+        part._prepare()
         return part
+
+    def _prepare(self) -> None:
+        self._contexts = differentiable.contexts(self.network)
+        if differentiable.alone(self.network):
+            never_batched(self)
 
     @property
     def any_way(self) -> bool:
@@ -143,7 +153,10 @@ class FlatNetwork:
 
     def __call__(self, vector: Tensor, x: Tensor) -> Tensor:
         """The network's outputs ``[example, output]`` at ``vector [param]`` for ``x [example, *feature]``."""
-        return functional_call(self.network, self.named(vector), (x,))
+        if not self._contexts:
+            return functional_call(self.network, self.named(vector), (x,))
+        with differentiable.within(self._contexts):
+            return functional_call(self.network, self.named(vector), (x,))
 
     def tasks(self, phi: Tensor, x: Tensor) -> Tensor:
         """The outputs ``[task, example, output]`` of every task, at ``phi [task, param]`` for ``x [task, example, *feature]``."""
@@ -248,22 +261,3 @@ class _FoldedOutputs(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         folded, ctx.folded = ctx.folded or ctx.fold(*ctx.saved_tensors), None
         return ctx.network.join(folded.vjp(g)), None, None
-
-
-def per_task(function: Callable[[Tensor, Tensor], Tensor], *arguments: Tensor) -> Tensor:
-    """``function`` of each task's row of the arguments; a single task needs no vmap."""
-    if arguments[0].shape[0] == 1:
-        return function(*(a[0] for a in arguments)).unsqueeze(0)
-    return torch.func.vmap(function, randomness="different")(*arguments)
-
-
-def mean_over_real(criterion: Callable[[Tensor, Tensor], Tensor], z: Tensor, y: Tensor) -> Tensor:
-    """The criterion's mean over one task's real examples.
-
-    Cross-entropy leaves out IGNORED targets by itself. In regression, padding (NaN) is judged against its own output,
-    which costs nothing and has no derivatives, and the mean is taken over the others; for losses that are means over entries.
-    """
-    if not y.is_floating_point():
-        return criterion(z, y)
-    real = ~y.isnan()
-    return criterion(z, torch.where(real, y, z)) * (real.numel() / real.sum().to(z.dtype))

@@ -51,7 +51,7 @@ class InnerObjective:
     def _choose(self) -> Derivatives:
         """The first way of these that computes just this network."""
         here = self.network, self.support, self.criterion
-        if self.compiled and self.compiled.criterion is self.criterion:
+        if self.compiled and self.compiled.are_of(self.criterion, self.support):
             return Compiled(*here, self.compiled)
         if self.network.is_linear:
             return LinearHead(*here)

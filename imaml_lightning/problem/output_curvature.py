@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
+from imaml_lightning.problem.losses import without_padding
+from imaml_lightning.problem.rows import some
 
 
 def output_curvature(criterion: nn.Module, z: Tensor, examples: Examples) -> tuple[Tensor, bool]:
@@ -20,15 +22,20 @@ def output_curvature(criterion: nn.Module, z: Tensor, examples: Examples) -> tup
     Raises:
         UsageError: for a criterion other than cross-entropy, a squared error, or one that has ``output_curvature``.
     """
-    real = examples.real().unsqueeze(2).to(z.dtype)
-    if type(criterion) is nn.CrossEntropyLoss and criterion.reduction != "none" and criterion.weight is None:
+    classes = not examples.y.is_floating_point()
+    # As its class computes it, and with padding left out as here: no hooks, no class that is ignored besides.
+    known = without_padding(criterion, classes) is not None and criterion.reduction != "none"
+    if known and type(criterion) is nn.CrossEntropyLoss and criterion.weight is None:
+        real = examples.real().unsqueeze(2).to(z.dtype)
         count = real.sum(1, keepdim=True) if criterion.reduction == "mean" else 1
         return z.softmax(2) * real / count, True
-    if type(criterion) is nn.MSELoss and criterion.reduction != "none":
-        count = real.sum(1, keepdim=True) * z.shape[2] if criterion.reduction == "mean" else 1
-        return 2 * real / count, False
+    if known and type(criterion) is nn.MSELoss:
+        real = ~examples.y.isnan()
+        count = real.sum((1, 2), keepdim=True) if criterion.reduction == "mean" else 1
+        differ = some(real != real[..., :1])
+        return 2 * (real if differ else real[..., :1]).to(z.dtype) / count, False
     own: Any = getattr(criterion, "output_curvature", None)
-    if own is not None:
+    if callable(own):
         return own(z, examples)
     raise UsageError(
         f"the exact inverse of a linear head's curvature is known for cross-entropy without class weights and for squared "

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from imaml_lightning.models.conv4 import fused
-from imaml_lightning.models.conv4.fused import Mixture, ReLU, channel_sums, max_pool_relu
+from imaml_lightning.models.conv4.fused import Mixture, ReLU, batch_norm, channel_sums, max_pool_relu
 
 _aten = torch.ops.aten
 
@@ -277,7 +277,7 @@ class _BatchNorm(_Layer):
 
     def __init__(self, x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> None:
         self.x, self.scale, self.tasks = x, scale.flatten(), len(scale)
-        self.y, self.mean, self.r = _aten.native_batch_norm(x, self.scale, shift.flatten(), None, None, True, 0.0, eps)
+        self.y, self.mean, self.r = batch_norm(x, self.scale, shift.flatten(), eps)
         self.count = x.numel() // x.shape[1]
         self.normal = Mixture({x: self.r}, -self.r * self.mean)
 

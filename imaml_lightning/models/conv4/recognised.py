@@ -30,7 +30,9 @@ def recognise(network: BodyAndHead) -> Passes | None:
     blocks = [] if body is None else [*body._modules.values()]
     flatten: list[Any] = [] if embedding is None else [*embedding._modules.values()]
     kinds = [type(m) for m in (body, *blocks, embedding, *flatten, head)]
-    if kinds != [nn.Sequential] * 6 + [nn.Flatten, nn.Linear] or (flatten[0].start_dim, flatten[0].end_dim) != (1, -1):
+    if kinds != [nn.Sequential] * 6 + [nn.Flatten, nn.Linear]:
+        return None
+    if [(m.start_dim, m.end_dim) for m in flatten if isinstance(m, nn.Flatten)] != [(1, -1)]:
         return None
     layers = [[*block._modules.values()] for block in blocks if block is not None]
     found = {_block(each) for each in layers}

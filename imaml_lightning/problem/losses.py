@@ -1,0 +1,80 @@
+"""The criterion of each task, over its real examples alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imaml_lightning.episode import IGNORED, Examples
+from imaml_lightning.errors import UsageError
+from imaml_lightning.problem.batching import per_task
+from imaml_lightning.problem.rows import looking, some
+
+#: Of z ``[example, output]`` and y, a loss.
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+#: Criteria whose mean is that of one number for each entry of the outputs.
+ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss, nn.PoissonNLLLoss)
+
+
+def task_losses(criterion: nn.Module, outputs: Tensor, examples: Examples) -> Tensor:
+    """The criterion of each task's real examples ``[task]``, as if there were no padding.
+
+    Padding is left out entry by entry where the criterion is known to be a mean or sum of entries, and by cross-entropy
+    itself. To any other criterion (a learned one, say) each task's real examples are given alone.
+
+    Raises:
+        UsageError: the criterion does not give one number.
+    """
+    masked = without_padding(criterion, classes=not examples.y.is_floating_point())
+    padded = masked is not criterion and some(~examples.real())
+    if padded and masked is None and looking():
+        rows = zip(outputs, examples.y, examples.real(), strict=True)
+        of_tasks = [criterion(z[real], y[real]) for z, y, real in rows]
+        _check_shape(criterion, of_tasks[0].shape)
+        return torch.stack(of_tasks)
+    # Where nothing may be looked at, padding makes an unknown criterion not a number, which is seen.
+    losses = per_task(masked if padded and masked else criterion, outputs, examples.y)
+    _check_shape(criterion, losses.shape[1:])
+    return losses
+
+
+def _check_shape(criterion: nn.Module, shape: torch.Size) -> None:
+    if shape:
+        name = type(criterion).__name__
+        raise UsageError(
+            f"{name} gives numbers of shape {tuple(shape)} for a task: it must give one (reduction='mean')"
+        )
+
+
+def without_padding(criterion: nn.Module, classes: bool) -> Criterion | None:
+    """The criterion of one task that leaves padding out without looking where it is; None if that is not known.
+
+    Args:
+        criterion: of outputs and targets; it may have a method ``without_padding(classes)`` that answers for it.
+        classes: whether the targets are class numbers.
+    """
+    if "forward" in vars(criterion) or criterion._forward_hooks or criterion._forward_pre_hooks:
+        return None
+    own: Any = getattr(criterion, "without_padding", None)
+    if callable(own):
+        return own(classes)
+    if classes:
+        by_itself = type(criterion) in (nn.CrossEntropyLoss, nn.NLLLoss) and criterion.ignore_index == IGNORED
+        return criterion if by_itself else None
+    if type(criterion) not in ELEMENTWISE or criterion.reduction not in ("mean", "sum"):
+        return None
+    each, mean = copy.copy(criterion), criterion.reduction == "mean"
+    each.reduction = "none"  # type: ignore[assignment]  # a shallow copy, so the criterion keeps its own
+
+    def over_real(z: Tensor, y: Tensor) -> Tensor:
+        real, zero = ~y.isnan(), torch.zeros_like(z)
+        # Padding is judged at 0 against 0, a constant without derivatives, and not added up.
+        entries = torch.where(real, each(torch.where(real, z, zero), torch.where(real, y, zero)), zero)
+        return entries.sum() / real.sum() if mean else entries.sum()
+
+    return over_real
