@@ -56,7 +56,7 @@ def test_one_command_tests_several_settings(trained: tuple[Path, str]) -> None:
 
     def figures(*options: str) -> dict[str, str]:
         lines = run(*best, *options, folder=folder).stdout.splitlines()
-        return {line[:15].strip(): line[15:] for line in lines if line.startswith("test")}
+        return {line[:15].strip(): line[15:] for line in lines if line.startswith("test ")}
 
     together = figures("--data.eval_settings", "[5s, 10s]")
     assert together == {"test 5s": figures()["test"], "test 10s": figures("--data.eval_shot", "10")["test"]}

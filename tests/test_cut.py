@@ -233,6 +233,7 @@ def test_each_image_passes_the_shared_part_once() -> None:
     learner.network.conv.register_forward_hook(lambda _, x, z: seen.append(len(x[0])))
     episode = images()
     learner.cut.features(episode.support.x, episode.query.x)  # the first call asks whether company matters
+    learner.checked = True  # of what passes the network before training
     seen.clear()
     trained(learner, episode)
     assert sum(seen) == episode.support.x.shape[:2].numel() + episode.query.x.shape[:2].numel()
