@@ -12,13 +12,13 @@ OVERVIEW = """Meta-learning by implicit MAML and its family.
 
     imaml-lightning COMMAND [options]            or: python -m imaml_lightning COMMAND [options]
 
-  fit          meta-train, then test the best checkpoint; without options a first look at letters, in two minutes
+  fit          meta-train, then test the best checkpoint; without options a first look at letters
   validate     figures of a checkpoint on the validation episodes:  --ckpt_path best --name NAME
   test         the same on the test episodes
   predict      adapt a checkpoint to examples of your own:  --ckpt_path best --name NAME --support FOLDER --query FOLDER
   data check   look at data before training on them: counts, duplicates, leaks between splits
 
-    fit --config omniglot_5w1s                 an experiment that comes along, or from a file; options after it change it
+    fit --config omniglot_5w1s                 an experiment that comes along, or a file; options after it change it
     fit --print_config                         every option with its value and what it means
     fit --model.adaptation.help Implicit       the options of one class
 
@@ -66,7 +66,7 @@ run
   --config NAME|FILE                        a configuration that comes along, or a file of yours; several add up
   --ckpt_path last --name NAME              goes on with a run, bit for bit
 
-All options: fit --help all, or of one part: fit --help data, model or trainer. With values and comments: fit --print_config.
+All options: fit --help all; of a part: fit --help data, model or trainer. With values and comments: fit --print_config.
 Options of a class: fit --model.network.help ResNet.
 """
 
@@ -89,8 +89,8 @@ All options: {command} --help all, or of one part: {command} --help data, model 
 
 PREDICT = """Predict examples of your own from a few labelled ones.
 
-  imaml-lightning predict --ckpt_path best --name plants --support new/support --query new/query       folders of pictures
-  imaml-lightning predict --ckpt_path best --name visits --support known.csv --query asked.csv         tables
+  imaml-lightning predict --ckpt_path best --name plants --support new/support --query new/query     folders of pictures
+  imaml-lightning predict --ckpt_path best --name visits --support known.csv --query asked.csv       tables
 
   --ckpt_path FILE|best|last    the checkpoint, or several, [a.ckpt,b.ckpt], whose mean is taken
   --support FOLDER|TABLE        labelled: FOLDER/class/*.png, or a table with the columns of the training table
