@@ -232,6 +232,7 @@ def test_each_image_passes_the_shared_part_once() -> None:
     seen = []
     learner.network.conv.register_forward_hook(lambda _, x, z: seen.append(len(x[0])))
     episode = images()
+    learner.checked = True  # which takes passes of its own
     learner.cut.features(episode.support.x, episode.query.x)  # the first call asks whether company matters
     learner.checked = True  # of what passes the network before training
     seen.clear()

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imaml_lightning.episode import Examples
+from imaml_lightning.episode import Examples, check_pixels
 from imaml_lightning.errors import UsageError
 from imaml_lightning.learner.advice import advice, outcome
 from imaml_lightning.learner.criterion import ByTargets, check_criterion
@@ -147,6 +147,8 @@ class Predictor:
             raise UsageError(
                 f"the support set has {len(self.support)} inputs and {len(targets)} targets: give one for each"
             )
+        if not self.support.isfinite().all() or (targets.dtype.kind == "f" and not np.isfinite(targets).all()):
+            raise UsageError("the support set has numbers that are not finite: fill them, or leave their examples out")
         self.labels: list[Any] | None = None
         if targets.dtype.kind == "f":
             self.targets = torch.from_numpy(targets.astype(np.float32)).reshape(len(targets), -1)
@@ -320,6 +322,7 @@ def _inputs(x: Any) -> Tensor:
     """Inputs as the network takes them: uint8 as floats from 0 to 1."""
     tensor = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x).detach()
     tensor = tensor.clone() if tensor.is_inference() else tensor
+    check_pixels(str(tensor.dtype).removeprefix("torch."), tensor.ndim)
     return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
 
 
