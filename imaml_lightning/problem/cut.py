@@ -39,19 +39,39 @@ class Cut:
     """
 
     def __init__(self, flat: FlatNetwork, whole: str = "") -> None:
-        self.module: nn.Module | None = None
-        self._flat = self.adapted = flat
-        self.why_whole = whole
+        self._flat, self._asked_whole = flat, whole
         self.memory: FeatureMemory | None = None
+        self._cut()
+
+    def _cut(self) -> None:
+        flat = self._flat
+        self.module: nn.Module | None = None
+        self.adapted, self.why_whole = flat, self._asked_whole
         self._apart: bool | None = None
         self._head: _Head | None = None
+        self._parts = self._look()
         chain = _chain(flat.network)
-        if whole:
+        if self.why_whole:
             return
         if chain is not None:
             self._cut_chain(flat, chain)
         else:
             self._cut_before_head(flat)
+
+    def _look(self) -> list[nn.Module]:
+        """The modules that are called one by one, in place of the network."""
+        chain = _chain(self._flat.network)
+        if chain is not None:
+            return chain
+        owner = _common_owner({name.rpartition(".")[0] for name in self._flat.names})
+        head = self._flat.network.get_submodule(owner)
+        return [self._flat.network] if hooked(head) else [self._flat.network, head]
+
+    def _follow_edits(self) -> None:
+        """Cut anew a network of which modules were exchanged, or around which hooks were hung, since it was cut."""
+        if list(map(id, self._look())) != list(map(id, self._parts)):
+            self.memory = self.memory and FeatureMemory()
+            self._cut()
 
     @property
     def whole(self) -> bool:
@@ -65,6 +85,7 @@ class Cut:
         normalisation without running statistics), each task's support and query set pass it by themselves, as they would the
         whole network. In training ordinary batch normalisation takes its statistics over all images of the call.
         """
+        self._follow_edits()
         try:
             features = self._features(*sets)
             # Under autocast they come in half precision; the full precision of certificates begins here.
