@@ -201,8 +201,19 @@ def test_each_image_passes_the_shared_part_once() -> None:
     seen = []
     learner.network.conv.register_forward_hook(lambda _, x, z: seen.append(len(x[0])))
     episode = images()
+    learner.checked = True  # which takes passes of its own
     learner.cut.features(episode.support.x, episode.query.x)  # the first call asks whether company matters
     learner.checked = True  # of what passes the network before training
     seen.clear()
     trained(learner, episode)
     assert sum(seen) == episode.support.x.shape[:2].numel() + episode.query.x.shape[:2].numel()
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3])
+@pytest.mark.parametrize("shot", [1, 2])
+def test_company_matters_also_where_the_images_of_both_sets_are_the_same(tasks: int, shot: int) -> None:
+    x = torch.randn(tasks, 2 * shot, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    network = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2)).double()
+    cut = MetaLearner(network, adapt=["1.*"]).cut
+    for found in cut.features(x, x):
+        torch.testing.assert_close(found, torch.stack([network[0](task) for task in x]))

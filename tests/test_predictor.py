@@ -138,6 +138,8 @@ def test_images_and_batch_statistics() -> None:
     ("x", "y", "labels", "sentence"),
     [
         (np.zeros((3, 3)), [0, 1], None, "3 inputs and 2 targets"),
+        (np.zeros((2, 3)), [0.5, np.nan], None, "not finite"),
+        (np.full((2, 3), np.inf), [0, 1], None, "not finite"),
         (np.zeros((0, 3)), [], None, "0 inputs and 0 targets"),
         (np.zeros((3, 4)), [0, 1, 2], None, r"cannot take inputs of shape \(4,\)"),
         (np.zeros((5, 3)), list("abcde"), None, "5 classes, the network 4 outputs"),

@@ -30,7 +30,8 @@ from imaml_lightning.errors import DataError, UsageError
 from imaml_lightning.evaluation.protocols import evaluate, one_at_a_time
 from imaml_lightning.learner.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint
 from imaml_lightning.learner.criterion import check_criterion
-from imaml_lightning.learner.meta_learner import MetaLearner, validation_figures
+from imaml_lightning.learner.meta_learner import MetaLearner
+from imaml_lightning.learner.scoreboard import validation_figures
 from imaml_lightning.run.callbacks import PlainProgress, ProgressBar
 from imaml_lightning.run.folder import RunFolder
 from imaml_lightning.run.signals import Signals
@@ -169,7 +170,7 @@ class CommandLine(LightningCLI):
         self._prepare_data()
         self._follow_data()
         self._check_checkpoint()
-        self.datamodule.check_network(self.model)
+        self.datamodule.check_network(self.model, training=self.subcommand == "fit")
         self._check_criterion()
         self.trainer.strategy.checkpoint_io = WholeCheckpoints(callbacks=self.subcommand == "fit")
         if self.subcommand != "fit":

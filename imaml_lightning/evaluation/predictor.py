@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imaml_lightning.episode import Examples
+from imaml_lightning.episode import Examples, check_pixels
 from imaml_lightning.errors import UsageError
 from imaml_lightning.learner.advice import advice, outcome
 from imaml_lightning.learner.criterion import ByTargets, check_criterion
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.learner.modes import answering
 from imaml_lightning.learner.targets import is_one_hot
+from imaml_lightning.problem.batching import per_task
 from imaml_lightning.problem.losses import task_losses
 
 _BLOCK = 256  # query examples that go through the network at once
@@ -147,6 +148,8 @@ class Predictor:
             raise UsageError(
                 f"the support set has {len(self.support)} inputs and {len(targets)} targets: give one for each"
             )
+        if not self.support.isfinite().all() or (targets.dtype.kind == "f" and not np.isfinite(targets).all()):
+            raise UsageError("the support set has numbers that are not finite: fill them, or leave their examples out")
         self.labels: list[Any] | None = None
         if targets.dtype.kind == "f":
             self.targets = torch.from_numpy(targets.astype(np.float32)).reshape(len(targets), -1)
@@ -265,7 +268,7 @@ class Predictor:
         for block in x.to(phi).split(_BLOCK):
             if together:
                 one = lambda q: learner.flat(phi, torch.cat([beside, q[None]]))[-1]  # noqa: E731
-                outputs.append(torch.func.vmap(one, chunk_size=32)(block))
+                outputs += [per_task(one, part) for part in block.split(32)]
             else:
                 outputs.append(learner.flat(phi, block))
         return self._finished(torch.cat(outputs))
@@ -309,6 +312,7 @@ def _inputs(x: Any) -> Tensor:
     """Inputs as the network takes them: uint8 as floats from 0 to 1."""
     tensor = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x).detach()
     tensor = tensor.clone() if tensor.is_inference() else tensor
+    check_pixels(str(tensor.dtype).removeprefix("torch."), tensor.ndim)
     return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
 
 

@@ -68,7 +68,8 @@ def _check_outputs(learner: MetaLearner, x: Tensor) -> None:
         said = " ".join(str(error).split())[:200]
         if x.is_floating_point() and any(isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for m in network.modules()):
             raise UsageError(
-                f"{name} takes whole numbers and gets {x.dtype} ({said}): begin its forward with x = x.long()"
+                f"{name} takes whole numbers and gets {x.dtype} ({said}): begin its forward with x = x.long(), and give "
+                "whole numbers as int64, since uint8 means pictures, which are divided by 255"
             ) from error
         raise UsageError(f"{name} cannot take inputs of shape {tuple(x.shape)}: {said}") from error
     if not isinstance(outputs, Tensor):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable
+from inspect import isfunction
 from typing import Any
 
 import torch
@@ -56,4 +57,4 @@ def never_batched(function: Function) -> None:
 
 
 def _name(function: Any) -> str:
-    return type(getattr(function, "network", function)).__name__
+    return "the network" if isfunction(function) else type(getattr(function, "network", function)).__name__

@@ -142,7 +142,8 @@ class FlatNetwork:
             owned = zip(self.shapes, self.repeated, strict=True)
             shapes = [torch.Size((way, *shape[1:])) if repeated else shape for shape, repeated in owned]
             sizes = [shape.numel() for shape in shapes]
-        return [part.unflatten(1, shape) for part, shape in zip(rows.split(sizes, dim=1), shapes, strict=True)]
+        # As a view, also of a parameter that is one number and has no axes, which unflatten does not take.
+        return [part.view(len(part), *shape) for part, shape in zip(rows.split(sizes, dim=1), shapes, strict=True)]
 
     def join(self, parameters: Sequence[Tensor]) -> Tensor:
         """The inverse of ``split``."""
