@@ -29,7 +29,7 @@ Each command tells its options by --help; --version the version. A run writes ru
 
 FIT = """Meta-train, then test the best checkpoint.
 
-  imaml-lightning fit                                    letters from fonts, a look in three minutes
+  imaml-lightning fit                                    letters from fonts: --config letters
   imaml-lightning fit --config omniglot_5w1s --config algorithms/maml
                                                           an experiment, with another algorithm
   imaml-lightning fit --name birds --data.source ImageFolder --data.source.root birds
@@ -65,7 +65,7 @@ training
   --seed_everything N        of weights and everything drawn in training [0]
 
 run
-  --name NAME, --output FOLDER    the run goes to FOLDER/NAME/NUMBER/ [glyphs_5w1s, runs]
+  --name NAME, --output FOLDER    the run goes to FOLDER/NAME/NUMBER/ [letters, runs]
   --config NAME|FILE         a configuration that comes along, or a file of yours; several add up
   --ckpt_path last --name NAME    goes on with a run, bit for bit
 
@@ -80,7 +80,7 @@ TEST = """Figures of a checkpoint on the fixed {split} episodes.
   imaml-lightning {command} --ckpt_path best --name plants --{episodes} 200
 
   --ckpt_path FILE|best|last      what is evaluated; it knows its data, network and algorithm
-  --name NAME, --output FOLDER    where best and last are looked for [glyphs_5w1s, runs]
+  --name NAME, --output FOLDER    where best and last are looked for [letters, runs]
   --data.eval_way N, --data.eval_shot N, --data.eval_query N
                                   other episodes than it was validated on
   --model.adaptation.inner_solver.max_steps N

@@ -45,7 +45,8 @@ class MetaLearner(Restorable, OuterSteps):
     step of the outer optimizer and of its scheduler on the mean over tasks.
 
     Args:
-        network: any module from inputs ``[example, *feature]`` to outputs ``[example, output]``, without running statistics.
+        network: any module from inputs ``[example, *feature]`` to outputs ``[example, output]``, without running statistics
+            in what is adapted.
         adaptation: the map θ ↦ φ; Implicit is iMAML.
         criterion: loss of outputs against targets, inner and outer; None is cross-entropy for classes and mean squared error for
             values.
@@ -119,20 +120,21 @@ class MetaLearner(Restorable, OuterSteps):
         support, query = self.cut.features(episode.support.x, episode.query.x)
         return Episode(episode.support._replace(x=support), episode.query._replace(x=query))
 
-    def objective(self, support: Examples) -> InnerObjective:
+    def objective(self, support: Examples, way: int | None = None) -> InnerObjective:
         """The inner problem of each task of ``support``, whose x are inputs."""
-        return self.objective_on(support._replace(x=self.cut.features(support.x)[0]))
+        return self.objective_on(support._replace(x=self.cut.features(support.x)[0]), way)
 
-    def objective_on(self, support: Examples) -> InnerObjective:
-        """The inner problem of each task of ``support``, whose x are features."""
-        way = int(support.y.max()) + 1 if self.flat.any_way else None
+    def objective_on(self, support: Examples, way: int | None = None) -> InnerObjective:
+        """The inner problem of each task of ``support``, whose x are features; of as many classes as it has, or ``way``, where
+        the network is free in that."""
+        way = (way or int(support.y.max()) + 1) if self.flat.any_way else None
         criterion = self.support_criterion or self.criterion
         theta = self.flat.vector(way)
         return InnerObjective(self.cut.adapted, support, theta, self.adaptation.proximal, criterion, self.derivatives)
 
-    def adapted(self, support: Examples) -> Adapted:
+    def adapted(self, support: Examples, way: int | None = None) -> Adapted:
         """φ for each task of ``support``, whose x are inputs; differentiable in all meta-parameters where gradients are enabled."""
-        return self.adaptation(self.objective(support))
+        return self.adaptation(self.objective(support, way))
 
     def judge(self, phi: Tensor, query: Examples) -> dict[str, Tensor]:
         """Query ``loss [task]`` at ``phi [task, param]``, and ``accuracy [task]`` where targets are classes; x are inputs."""

@@ -26,5 +26,5 @@ def refuse_running_statistics(cut: Cut) -> None:
             whole = f" (the network stays whole, because {cut.why_whole})" if cut.why_whole else ""
             raise UsageError(
                 f"{type(module).__name__} {name} keeps running statistics among what is adapted{whole}: adapt only what comes "
-                "after it, or build it with track_running_stats=False (norm batch of the package's networks)"
+                "after it, or build it with track_running_stats=False (--model.network.norm batch)"
             )
