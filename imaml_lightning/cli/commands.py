@@ -27,6 +27,9 @@ def run(args: list[str] | None) -> None:
     """See ``main``."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own call of torch's pytree
+    warnings.filterwarnings(
+        "ignore", message=".*torch.jit.script. is deprecated"
+    )  # torch's own forward mode, from 2.14 on
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # ours: a run's folder
     warn_in_one_line()
     forget_options_of_the_old_class()
