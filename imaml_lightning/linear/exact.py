@@ -19,7 +19,7 @@ class Exact(LinearSolver):
 
     Args:
         rtol: a task with ‖A u − v‖ ≤ rtol ‖v‖ has converged. u is right to rounding whatever the condition number of A is, but
-            its residual in float32 is then 1e-7 times that number: 0.005 for sinusoids once λ has been learned.
+            its residual in float32 is up to 1e-7 times that number.
 
     Raises:
         UsageError: when solving, if A has no closed form.
