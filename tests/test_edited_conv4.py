@@ -218,7 +218,7 @@ def test_gradient_and_curvature_are_those_of_the_edited_network(edit: str) -> No
     phi = objective.start() + 0.01
     u = torch.randn(phi.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     at = objective.linearise(phi)
-    gradient, product = at.support_gradient.detach(), at.support_hessian(u)
+    gradient, product = at.loss.gradient.detach(), at.loss.hvp(u)
     for task in range(TASKS):
         slope = grad(loss_of_a_task(learner, task))
         torch.testing.assert_close(gradient[task], slope(phi[task]))
@@ -299,4 +299,4 @@ def test_the_hessian_of_replaced_activations_is_that_of_dense_algebra() -> None:
     objective = learner.objective(episode().support)
     phi, u = objective.start(), torch.ones_like(objective.start())
     expected = hessian(loss_of_a_task(learner, 0))(phi[0]).detach() @ u[0]
-    torch.testing.assert_close(objective.linearise(phi).support_hessian(u)[0], expected)
+    torch.testing.assert_close(objective.linearise(phi).loss.hvp(u)[0], expected)
