@@ -2,9 +2,9 @@
 
     python benchmarks/challenge.py runs/all/000/best.ckpt runs/small1/000/best.ckpt ...
 
-Checkpoints are those of ``fit --config configs/benchmarks/omniglot_challenge.yaml``. Transductive: the 20 test drawings of a run are
-normalised together by batch normalisation. Inductive: each in a batch with the support set only. Writes
-benchmarks/results/challenge.csv and .md.
+Checkpoints are those of ``fit --config configs/benchmarks/omniglot_challenge.yaml``. Inductive: each test drawing by itself; where a
+network normalises by the batch at hand, in a batch with the support set only, and such a network has a transductive figure too:
+the 20 test drawings of a run normalised together. Writes benchmarks/results/challenge.csv and .md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def main() -> None:
         assert isinstance(data.source, OmniglotChallenge)
         row: dict[str, object] = {"background": data.source.background}
         row["meta-steps"] = torch.load(path, weights_only=True)["global_step"]
-        for protocol, answer in (("transductive", all_at_once), ("inductive", one_at_a_time)):
+        apart = learner.protocol == "transductive"
+        answers = {"inductive": one_at_a_time, "transductive": all_at_once} if apart else {"inductive": all_at_once}
+        row |= dict.fromkeys(("error_inductive", "ci95_inductive", "error_transductive", "ci95_transductive"), "")
+        for protocol, answer in answers.items():
             mean, interval = evaluate(learner, data, "test", RUNS, answer).mean()
             row |= {f"error_{protocol}": 100 * (1 - mean), f"ci95_{protocol}": 100 * interval}
         rows.append(row)

@@ -14,8 +14,8 @@ from _speed import SETTINGS, in_turn, options
 
 from imaml_lightning import MetaLearner
 from imaml_lightning.cli.freed_memory import keep_freed_memory
+from imaml_lightning.learner.chunks import CPU_CHUNK
 from imaml_lightning.learner.memory import peak_memory
-from imaml_lightning.learner.meta_learner import CPU_CHUNK
 
 
 def main() -> None:

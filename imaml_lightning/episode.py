@@ -22,8 +22,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from imaml_lightning.errors import DataError
+
 #: The target of padding where targets are classes, as torch's cross-entropy has it; in regression it is NaN.
 IGNORED = -100
+
+
+def check_pixels(kind: str, ndim: int) -> None:
+    """Refuse inputs ``[example, channel, height, width]`` of whole numbers other than uint8: which is white is not known.
+
+    Args:
+        kind: the name of their type.
+        ndim: of all inputs together, with the axis ``example``.
+    """
+    if ndim >= 4 and kind not in ("uint8", "bool") and "int" in kind:
+        raise DataError(f"images of {kind} do not say which number is white: give uint8, or floats from 0 to 1.")
 
 
 class Examples(NamedTuple):

@@ -44,6 +44,10 @@ class Stopped(SystemExit):
         return self.message
 
 
+class DataWarning(UserWarning):
+    """Data that may not be what they are taken for: one sentence that names the thing and the remedy."""
+
+
 def check_positive(owner: str, **options: float) -> None:
     """Each option is a positive finite number; ``owner`` is where the user sets them."""
     for name, value in options.items():

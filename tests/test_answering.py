@@ -139,8 +139,13 @@ FORMS: dict[str, Callable[[Tensor], Any]] = {
 @pytest.mark.parametrize("form", list(FORMS))
 def test_adapt_takes_targets_in_every_form(form: str) -> None:
     x, y = labelled()
-    expected = adapt(classifier(), x, y)
-    found = adapt(classifier(), x, FORMS[form](y))
+    learner = classifier()
+    expected = adapt(learner, x, y)
+    if form == "one_hot_float":  # they may be values as well, unless the criterion says what they are
+        with pytest.raises(UsageError, match="may be classes or values"):
+            adapt(learner, x, FORMS[form](y))
+        learner.criterion = nn.CrossEntropyLoss()
+    found = adapt(learner, x, FORMS[form](y))
     assert found.labels == expected.labels == [0, 1, 2]
     assert torch.equal(found(x), expected(x))
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from imaml_lightning import Episode, Examples, MetaLearner, ProximalTerm
 from imaml_lightning.adaptation import Adaptation, FirstOrder, MAMLPlusPlus, Reptile, Unrolled
-from imaml_lightning.models import VGG, DenseNet, LearnedLoss, ResNet
+from imaml_lightning.models import VGG, Conv4, DenseNet, LearnedLoss, ResNet
 from imaml_lightning.optimizers import SGD, Learned
 from imaml_lightning.problem.cut import Cut
 
@@ -171,6 +171,37 @@ def test_hooks_around_a_chain_are_called() -> None:
         assert_same_gradients(learner, whole(learner), images())
 
 
+#: What a person, or Lightning's sync_batchnorm, may do to a network after it was handed in.
+EDITS: dict[str, Callable[[nn.Sequential], object]] = {
+    "a layer of the shared part": lambda network: network[0].__setitem__(1, nn.Tanh()),
+    "a block": lambda network: network.__setitem__(1, nn.Sequential(nn.Conv2d(2, 2, 1), nn.Tanh()).double()),
+    "the head": lambda network: network.__setitem__(3, nn.Linear(32, 3).double()),
+    "a hook": lambda network: network.register_forward_hook(lambda _, x, z: 2 * z),
+}
+
+
+@pytest.mark.filterwarnings("ignore:every inner step evaluates the whole network")
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_network_edited_after_it_was_cut_is_computed_as_it_is(edit: str) -> None:
+    learner = built(deep, ["3.*"], implicit())
+    x = images().query.x
+    learner.cut.features(x)
+    EDITS[edit](learner.network)
+    (features,) = learner.cut.features(x)
+    phi = learner.flat.vector().expand(len(x), -1)
+    outputs = torch.stack([learner.network(task) for task in x])
+    torch.testing.assert_close(learner.cut.adapted.tasks(phi, features), outputs)
+
+
+def test_synchronised_batch_normalisation_is_what_the_shared_part_has() -> None:
+    learner = MetaLearner(Conv4(filters=2, norm="running"), adapt=["head.*"])
+    learner.network = nn.SyncBatchNorm.convert_sync_batchnorm(learner.network)
+    learner.cut.features(torch.rand(1, 3, 1, 28, 28))
+    kinds = {type(module) for module in learner.cut.module.modules()}
+    assert nn.SyncBatchNorm in kinds
+    assert nn.BatchNorm2d not in kinds
+
+
 class Twice(OwnForward):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + super().forward(-x)
@@ -207,3 +238,13 @@ def test_each_image_passes_the_shared_part_once() -> None:
     seen.clear()
     trained(learner, episode)
     assert sum(seen) == episode.support.x.shape[:2].numel() + episode.query.x.shape[:2].numel()
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3])
+@pytest.mark.parametrize("shot", [1, 2])
+def test_company_matters_also_where_the_images_of_both_sets_are_the_same(tasks: int, shot: int) -> None:
+    x = torch.randn(tasks, 2 * shot, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    network = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2)).double()
+    cut = MetaLearner(network, adapt=["1.*"]).cut
+    for found in cut.features(x, x):
+        torch.testing.assert_close(found, torch.stack([network[0](task) for task in x]))

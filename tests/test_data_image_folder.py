@@ -7,25 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_files import folder, paint, write_classes
 
-from imaml_lightning.data import SPLITS, ClassBank, EpisodeDataModule, ImageFolder
+from imaml_lightning.data import SPLITS, ClassBank, EpisodeDataModule
 from imaml_lightning.data.images import read_image
 from imaml_lightning.errors import UsageError
-
-
-def paint(file: Path, colour: tuple[int, int, int], size: tuple[int, int] = (12, 12)) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(file)
-
-
-def write_classes(root: Path, count: int, pictures: int = 4, first: int = 0) -> None:
-    for number in range(first, first + count):
-        for i in range(pictures):
-            paint(root / f"class{number:02d}" / f"{i}.png", (number, i, 0))
-
-
-def folder(root: Path, **options) -> ImageFolder:
-    return ImageFolder(str(root), **{"size": 8, "cache": str(root.parent / "cache"), **options})
 
 
 def classes_of(bank: ClassBank, split: str) -> set[str]:
@@ -153,6 +139,8 @@ def test_options_without_sense(tmp_path: Path) -> None:
         ({"within_groups": True}, "grouped true"),
         ({"fractions": (0.5, 0.5, 0.5)}, "sum 1"),
         ({"split_seed": -1}, "split_seed"),
+        ({"white": 0.0}, "white must be a positive number"),
+        ({"min_examples": 0}, "min_examples must be at least 1"),
     ):
         with pytest.raises(UsageError, match=sentence):
             folder(tmp_path, **options)

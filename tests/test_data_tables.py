@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from tiny_files import write
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -21,14 +21,6 @@ from imaml_lightning.errors import UsageError
 from imaml_lightning.inner import GradientDescent
 from imaml_lightning.models import MLP, Conv4
 from imaml_lightning.problem.curvature import GaussNewton, Hessian
-
-
-def write(path: Path, rows: list[dict[str, object]]) -> str:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return str(path)
 
 
 def patients(path: Path, kind: str = "classification", count: int = 20) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from command import CONFIGS
+from command import CONFIGS, refused
 from torch import Tensor
 
 from imaml_lightning.adaptation import Adaptation, Adapted
@@ -69,6 +69,27 @@ def test_presets_train(preset: Path) -> None:
     # Behind a layer that starts at zero nothing moves in a first step: the body, the hidden layer of what is learned.
     behind = ("network.body", "adaptation.optimizer.net.0", "support_criterion.net.0")
     assert moved(learner) >= {name for name in trained if not name.startswith(behind)}
+
+
+#: Over letters.yaml, which adapts the head alone: statistics that may be adapted, and a head of three ways.
+PLAIN = ["--model.network.norm", "batch", "--model.network.any_way", "false"]
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_presets_mean_the_same_on_any_configuration(preset: Path) -> None:
+    configs = [("--config", str(CONFIGS / f"{name}.yaml")) for name in ("omniglot_5w1s", "letters")]
+    of_all, of_heads = [[*config, "--config", str(preset)] for config in configs]
+    of_heads += ["--data.eval_settings", "[]", "--data.eval_way", "3", *(PLAIN if preset.stem != "imaml_head" else [])]
+    one, other = fit(*of_all).hparams, fit(*of_heads).hparams
+    for part in ("adaptation", "adapt", "support_criterion", "folds"):
+        assert one[part] == other[part], part
+
+
+def test_what_adapts_all_of_a_network_with_running_statistics_is_told_the_remedy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["--config", str(CONFIGS / "letters.yaml"), "--config", str(CONFIGS / "algorithms" / "maml.yaml")]
+    assert "--model.network.norm batch" in refused("fit", *options, capsys=capsys)
 
 
 def test_rates_are_learned_in_ordinary_training() -> None:

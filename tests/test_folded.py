@@ -42,7 +42,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     """As on a CPU, by strips and in loops, and as elsewhere."""
     if request.param == "operations":
         monkeypatch.setattr(fused, "on_cpu", lambda x: False)
-    monkeypatch.setattr("imaml_lightning.models.conv4.folded.IN_CACHE", 2**13)  # of small images several strips as well
+    monkeypatch.setattr(
+        "imaml_lightning.models.conv4.first_convolution.IN_CACHE", 2**13
+    )  # of small images several strips as well
 
 
 def folded(options: dict) -> tuple[FlatNetwork, Tensor, Tensor]:

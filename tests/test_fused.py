@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.functional import jvp, vjp
 from torch.nn.functional import max_pool2d
 
-from imaml_lightning.models.conv4 import fused
+from imaml_lightning.models.conv4 import fused, loops
 from imaml_lightning.models.conv4.fused import Mixture, ReLU, batch_norm, channel_sums, max_pool_relu
 
 EXAMPLES, CHANNELS = 3, 5
@@ -21,7 +21,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
         monkeypatch.setattr(fused, "on_cpu", lambda x: False)
     if request.param == "two threads":
         torch.set_num_threads(2)
-        monkeypatch.setattr(fused, "WORTH_A_THREAD", 1)
+        monkeypatch.setattr(loops, "WORTH_A_THREAD", 1)
     yield
     torch.set_num_threads(threads)
 

@@ -187,6 +187,36 @@ def test_float32_solves_are_certified() -> None:
         assert (adapted.linear.result == Result.CONVERGED).all()
 
 
+@pytest.mark.parametrize("per", ["network", "tensor"])
+@pytest.mark.parametrize("strength", [1e-2, 1e-4])
+def test_a_small_strength_costs_float32_no_digits(strength: float, per: str) -> None:
+    """Against a dense solve in float64; 5 examples of 40 features, as of sinusoids, so H + λI has a condition number to 1e7."""
+    g = torch.Generator().manual_seed(0)
+    support = Examples(3 * torch.randn(4, 5, 40, generator=g).relu(), 3 * torch.randn(4, 5, 1, generator=g))
+    adaptation = Implicit(Newton(), Exact(), proximal=ProximalTerm(strength, per))
+    built = MetaLearner(nn.Linear(40, 1), adaptation, nn.MSELoss(reduction="sum"))
+    objective = built.objective(support)
+    found = Newton().minimise(objective, objective.start())
+    assert (found.result == Result.CONVERGED).all()
+    assert (found.steps == 1).all()
+    x = torch.cat([support.x, torch.ones(4, 5, 1)], 2).double()
+    dense = 2 * x.mT @ x + strength * torch.eye(41, dtype=torch.float64)
+    v = torch.randn(4, 41, generator=g)
+    u, expected = objective.linearise(found.value).inverse()(v), torch.linalg.solve(dense, v.double())
+    assert ((u - expected).norm(dim=1) <= 1e-5 * expected.norm(dim=1)).all()
+
+
+def test_the_inverse_is_the_same_under_autocast() -> None:
+    g = torch.Generator().manual_seed(0)
+    support = Examples(torch.randn(4, 5, 40, generator=g), torch.randn(4, 5, 1, generator=g))
+    objective = MetaLearner(nn.Linear(40, 1), criterion=nn.MSELoss()).objective(support)
+    v = torch.randn(4, 41, generator=g)
+    expected = objective.linearise(objective.start()).inverse()(v)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = objective.linearise(objective.start()).inverse()(v)
+    torch.testing.assert_close(found, expected)
+
+
 def test_solvers_that_need_a_closed_form_say_so() -> None:
     support = episode().support
     for built, words in [

@@ -31,7 +31,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         main(["fit", "--trust", "own_networks", "--model.network", request.param, "--data.way=3", *QUICK])
-    return folder / "runs/glyphs_5w1s/000/best.ckpt"
+    return folder / "runs/letters/000/best.ckpt"
 
 
 def test_a_function_is_as_good_as_a_class(checkpoint: Path) -> None:

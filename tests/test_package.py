@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def test_the_wheel_holds_the_package_its_configurations_and_who_may_use_it(wheel
     assert code | configs | {"imaml_lightning/py.typed", f"{about}/licenses/LICENSE"} <= names
     assert {name.partition("/")[0] for name in names} == {"imaml_lightning", about}
     assert (metadata["Version"], metadata["License-Expression"]) == (__version__, "MIT")
-    needed = {requirement.split(">")[0].split("[")[0].strip() for requirement in metadata.get_all("Requires-Dist", [])}
+    needed = {re.match(r"[\w.-]+", requirement)[0] for requirement in metadata.get_all("Requires-Dist", [])}
     assert {"torch", "lightning", "pillow", "pyyaml"} <= needed
     assert "imaml-lightning = imaml_lightning.__main__:main" in scripts
 

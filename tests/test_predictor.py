@@ -9,8 +9,10 @@ from torch import nn
 
 from imaml_lightning import Episode, Examples, MetaLearner, UsageError, adapt
 from imaml_lightning.adaptation import Implicit
-from imaml_lightning.inner import GradientDescent
-from imaml_lightning.models import MLP, Conv4
+from imaml_lightning.inner import GradientDescent, Newton
+from imaml_lightning.linear import Exact
+from imaml_lightning.models import MLP, AnyWay, Conv4, OneHotSquaredError
+from imaml_lightning.problem import Hessian
 from imaml_lightning.problem.proximal import ProximalTerm
 
 INNER = Implicit(GradientDescent(0.3, 20), proximal=ProximalTerm(0.5))
@@ -50,6 +52,23 @@ def test_probabilities_are_those_of_the_evaluation_over_the_classes_there_are() 
     expected = outputs(classifier(), x, y, query)[:, :3].softmax(1)
     torch.testing.assert_close(predictor(query), expected)
     assert (predictor(query).argmax(1).numpy() == truth).mean() > 0.9
+
+
+@pytest.mark.parametrize("way", [2, 3, 7])
+def test_a_head_for_any_number_of_classes_predicts_as_many_as_the_support_set_has(way: int) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), AnyWay(6))
+    solved = Implicit(Newton(), Exact(), Hessian(), ProximalTerm(0.1))
+    learner = MetaLearner(network, solved, support_criterion=OneHotSquaredError(), adapt=["2.weight"])
+    x, y = points(17)[0], np.arange(17) % (way - 1)
+    y[16] = way - 1  # of the last class there is one example, which is left out in a chunk of its own
+    query = points(30, 1)[0]
+    predictor = adapt(learner, x, y)
+    assert predictor(query).shape == (30, way)
+    torch.testing.assert_close(predictor(query), outputs(learner, x, y, query).softmax(1))
+    report = predictor.report()
+    assert report.classes == way
+    assert report.loss_after < report.loss_before
 
 
 def test_order_and_blocks_of_queries_do_not_matter() -> None:
@@ -138,6 +157,8 @@ def test_images_and_batch_statistics() -> None:
     ("x", "y", "labels", "sentence"),
     [
         (np.zeros((3, 3)), [0, 1], None, "3 inputs and 2 targets"),
+        (np.zeros((2, 3)), [0.5, np.nan], None, "not finite"),
+        (np.full((2, 3), np.inf), [0, 1], None, "not finite"),
         (np.zeros((0, 3)), [], None, "0 inputs and 0 targets"),
         (np.zeros((3, 4)), [0, 1, 2], None, r"cannot take inputs of shape \(4,\)"),
         (np.zeros((5, 3)), list("abcde"), None, "5 classes, the network 4 outputs"),

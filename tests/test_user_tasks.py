@@ -141,6 +141,19 @@ def test_data_check(photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys) 
     assert "2 classes with 2 support and 2 query examples each, 8 in all" in capsys.readouterr().out
 
 
+def test_what_is_warned_of_is_one_line_without_a_place_in_the_code(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        for i in range(3):
+            draw(tmp_path / "root" / f"site{number % 2}" / f"kind{number}" / f"{i}.png", 3 + number, rng)
+    source = ["--data.source", "ImageFolder", "--data.source.root", "root", "--data.source.size", "16"]
+    done = run("data", "check", *source, "--data.way", "2", "--data.query", "2", folder=tmp_path)
+    warned = [line for line in done.stderr.splitlines() if "one folder deeper" in line]
+    assert [line.partition(" of ")[0] for line in warned] == ["warning: the pictures"]
+    assert "set --data.source.grouped true" in warned[0]
+    assert "notice.py" not in done.stderr
+
+
 def test_data_check_finds_what_leaks(tmp_path: Path, capsys) -> None:
     rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):

@@ -19,8 +19,8 @@ from imaml_lightning.cli.arguments import class_first, import_only
 from imaml_lightning.cli.class_names import find_our_classes
 from imaml_lightning.cli.complaint import OneSentence, one_line, refusal
 from imaml_lightning.cli.config import check_restored, given_options, peek_options, refuse_lost_options
-from imaml_lightning.cli.configs import with_paths
-from imaml_lightning.cli.defaults import DEFAULT_NAME, DEFAULT_OUTPUT, FIRST_LOOK, TRAINER_DEFAULTS
+from imaml_lightning.cli.configs import with_first_look, with_paths
+from imaml_lightning.cli.defaults import DEFAULT_NAME, DEFAULT_OUTPUT, DEFAULTS, TRAINER_DEFAULTS
 from imaml_lightning.cli.from_data import fill_in
 from imaml_lightning.cli.help import topic
 from imaml_lightning.cli.long_help import print_options
@@ -30,7 +30,8 @@ from imaml_lightning.errors import DataError, UsageError
 from imaml_lightning.evaluation.protocols import evaluate, one_at_a_time
 from imaml_lightning.learner.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint
 from imaml_lightning.learner.criterion import check_criterion
-from imaml_lightning.learner.meta_learner import MetaLearner, validation_figures
+from imaml_lightning.learner.meta_learner import MetaLearner
+from imaml_lightning.learner.scoreboard import validation_figures
 from imaml_lightning.run.callbacks import PlainProgress, ProgressBar
 from imaml_lightning.run.folder import RunFolder
 from imaml_lightning.run.signals import Signals
@@ -82,11 +83,11 @@ class CommandLine(LightningCLI):
         parser.add_argument(
             "--last.every_n_train_steps", default=100, type=int, help="Meta-steps from one last.ckpt to the next."
         )
-        parser.set_defaults(FIRST_LOOK)
+        parser.set_defaults(DEFAULTS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; where a checkpoint is named, on top of the configuration that it holds."""
-        given = with_paths(class_first(sys.argv[1:] if args is None else cast(list[str], args)))
+        given = with_paths(with_first_look(class_first(sys.argv[1:] if args is None else cast(list[str], args))))
         if (about := topic(given)) is not None:
             print_options(parser, given[0], about)
             sys.exit(0)
@@ -169,7 +170,7 @@ class CommandLine(LightningCLI):
         self._prepare_data()
         self._follow_data()
         self._check_checkpoint()
-        self.datamodule.check_network(self.model)
+        self.datamodule.check_network(self.model, training=self.subcommand == "fit")
         self._check_criterion()
         self.trainer.strategy.checkpoint_io = WholeCheckpoints(callbacks=self.subcommand == "fit")
         if self.subcommand != "fit":

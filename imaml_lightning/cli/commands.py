@@ -15,7 +15,7 @@ from imaml_lightning.cli import check_data, predict_files
 from imaml_lightning.cli.class_change import forget_options_of_the_old_class
 from imaml_lightning.cli.class_names import find_our_classes
 from imaml_lightning.cli.command_line import CommandLine
-from imaml_lightning.cli.complaint import one_line, refusal
+from imaml_lightning.cli.complaint import one_line, refusal, warn_in_one_line
 from imaml_lightning.cli.freed_memory import keep_freed_memory
 from imaml_lightning.cli.help import COMMANDS
 from imaml_lightning.cli.wording import nearest
@@ -27,7 +27,11 @@ def run(args: list[str] | None) -> None:
     """See ``main``."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own call of torch's pytree
+    warnings.filterwarnings(
+        "ignore", message=".*torch.jit.script. is deprecated"
+    )  # torch's own forward mode, from 2.14 on
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # ours: a run's folder
+    warn_in_one_line()
     forget_options_of_the_old_class()
     find_our_classes()  # for data check; the CommandLine does so itself
     keep_freed_memory()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+import warnings
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from imaml_lightning.cli.wording import plain
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import DataWarning, UsageError
+
+_as_before = warnings.formatwarning
 
 
 class OneSentence(ArgumentParser):
@@ -29,6 +32,17 @@ def refusal(error: BaseException | None) -> UsageError | None:
             return UsageError(one_line(error))
         error = error.__cause__ or error.__context__
     return None
+
+
+def warn_in_one_line() -> None:
+    """From now on, what a person should know of their data is said without the place in the code that found it."""
+    warnings.formatwarning = _plain
+
+
+def _plain(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+    return (
+        f"warning: {message}\n" if issubclass(category, DataWarning) else _as_before(message, category, *place, **line)
+    )
 
 
 def one_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from imaml_lightning.cli.defaults import FIRST_LOOK
 from imaml_lightning.cli.wording import nearest
 from imaml_lightning.errors import UsageError
 
@@ -16,6 +17,14 @@ def shipped() -> dict[str, Path]:
     folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None)
     found = sorted(folder.rglob("*.yaml")) if folder else []
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found if folder}
+
+
+def with_first_look(args: Sequence[str]) -> list[str]:
+    """``args`` with the configuration of the first look, if they are a ``fit`` of no configuration, checkpoint, data or model."""
+    options = {arg.partition("=")[0].partition(".init_args")[0].rstrip("+") for arg in args if arg.startswith("-")}
+    names = {"--config", "-c", "--ckpt_path"}
+    own = [o for o in options if o in names or f"{o}.".startswith(("--data.source.", "--model."))]
+    return list(args) if own or args[:1] != ["fit"] else ["fit", "--config", FIRST_LOOK, *args[1:]]
 
 
 def with_paths(args: Sequence[str]) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-DEFAULT_NAME, DEFAULT_OUTPUT = "glyphs_5w1s", "runs"
-#: What ``fit`` trains without further options: a small network on Glyphs, for a first look in under three minutes.
-FIRST_LOOK = {
+DEFAULT_NAME, DEFAULT_OUTPUT = "letters", "runs"
+#: The configuration of a ``fit`` that names no other, nor data, nor anything of the model.
+FIRST_LOOK = "letters"
+#: Of every other run, where neither it nor its data say more: implicit MAML of all parameters, the most general case.
+DEFAULTS = {
     "model.network": {"class_path": "imaml_lightning.models.Conv4", "init_args": {"filters": 32}},
     "model.adaptation": {
         "class_path": "imaml_lightning.adaptation.Implicit",

@@ -10,97 +10,104 @@ HELP_OPTIONS = ("--help", "-h")
 
 OVERVIEW = """Meta-learning by implicit MAML and its family.
 
-    imaml-lightning COMMAND [options]            or: python -m imaml_lightning COMMAND [options]
+    imaml-lightning COMMAND [options]        or: python -m imaml_lightning COMMAND [options]
 
-  fit          meta-train, then test the best checkpoint; without options a first look at letters, in under three minutes
-  validate     figures of a checkpoint on the validation episodes:  --ckpt_path best --name NAME
+  fit          meta-train, then test the best checkpoint; without options a first look at letters
+  validate     figures of a checkpoint on the validation episodes
   test         the same on the test episodes
-  predict      adapt a checkpoint to examples of your own:  --ckpt_path best --name NAME --support FOLDER --query FOLDER
+  predict      adapt a checkpoint to examples of your own
   data check   look at data before training on them: counts, duplicates, leaks between splits
 
-    fit --config omniglot_5w1s                 an experiment that comes along, or from a file; options after it change it
-    fit --print_config                         every option with its value and what it means
-    fit --model.adaptation.help Implicit       the options of one class
+    fit --config omniglot_5w1s               an experiment that comes along, or a file of yours
+    test --ckpt_path best --name NAME        the best checkpoint of the newest run of this name
+    predict --ckpt_path best --name NAME --support FOLDER --query FOLDER
+    fit --print_config                       every option with its value and what it means
+    fit --model.adaptation.help Implicit     the options of one class
 
-Each command tells its options by --help; --version tells the version. A run writes runs/NAME/NUMBER/.
+Each command tells its options by --help; --version the version. A run writes runs/NAME/NUMBER/.
 """
 
 FIT = """Meta-train, then test the best checkpoint.
 
-  imaml-lightning fit                                                     letters from fonts, a first look in three minutes
-  imaml-lightning fit --config omniglot_5w1s --config algorithms/maml     an experiment, and another algorithm for it
-  imaml-lightning fit --name plants --data.source ImageFolder --data.source.root photos --data.shot 5
+  imaml-lightning fit                                    letters from fonts: --config letters
+  imaml-lightning fit --config omniglot_5w1s --config algorithms/maml
+                                                          an experiment, with another algorithm
+  imaml-lightning fit --name birds --data.source ImageFolder --data.source.root birds
 
-The options people turn (defaults in brackets). A class is named by its name, its own options follow it.
+The options people turn, with their defaults in brackets. A class is named by its name, and its own
+options follow.
 
 data
-  --data.source CLASS                       Glyphs, Omniglot, ImageFolder, ClassTable, TaskTable, Sinusoid, ... [Glyphs]
-  --data.way N                              classes of a task [5, or what the data have]
-  --data.shot N                             support examples of a class, or a range such as 1..9 [1]
-  --data.query N                            query examples of a class [5]
-  --data.tasks N                            tasks of a meta-step, over all ranks [16]
+  --data.source CLASS        Omniglot, ImageFolder, ClassTable, TaskTable, Sinusoid, ... [Glyphs]
+  --data.way N               classes of a task [5, or what the data have]
+  --data.shot N              support examples of a class, or a range such as 1..9 [1]
+  --data.query N             query examples of a class [5]
+  --data.tasks N             tasks of a meta-step, over all ranks [16]
 
 network (sizes and outputs follow from the data)
-  --model.network CLASS                     Conv4, ResNet, MLP, or a class or function of your own with --trust [Conv4]
-  --model.network.filters N                 of Conv4 [32]
-  --model.adapt PATTERNS                    parameters that are adapted to a task, such as '["head.*"]' [all]
+  --model.network CLASS      ResNet, MLP, or a class or function of yours, with --trust [Conv4]
+  --model.network.filters N  of Conv4 [32]
+  --model.adapt PATTERNS     parameters that are adapted to a task, such as '["head.*"]' [all]
 
 algorithm
-  --model.adaptation CLASS                  Implicit, Unrolled (MAML), FirstOrder, Reptile, MAMLPlusPlus, ... [Implicit]
-  --model.adaptation.inner_solver CLASS     GradientDescent, BacktrackingGradientDescent, LBFGS, ... [GradientDescent]
-  --model.adaptation.inner_solver.lr RATE   of inner steps [0.2]
-  --model.adaptation.inner_solver.max_steps N    inner steps [8]
-  --model.adaptation.linear_solver.max_steps N   steps of conjugate gradients for the meta-gradient [5]
-  --model.adaptation.proximal.strength L    λ, how strongly a task is held to the meta-parameters [2.0]
+  --model.adaptation CLASS   Unrolled (MAML), FirstOrder, Reptile, MAMLPlusPlus, ... [Implicit]
+  --model.adaptation.inner_solver CLASS           Newton, Nesterov, LBFGS, ... [GradientDescent]
+  --model.adaptation.inner_solver.lr RATE         of inner steps [0.2]
+  --model.adaptation.inner_solver.max_steps N     inner steps [8]
+  --model.adaptation.linear_solver.max_steps N    of conjugate gradients, for the meta-gradient [5]
+  --model.adaptation.proximal.strength NUMBER     λ, which holds a task to the meta-parameters [2.0]
 
 training
-  --trainer.max_steps N                     meta-steps [60]
-  --model.optimizer.lr RATE                 of meta-steps [0.003]
-  --trainer.accelerator KIND                cpu, gpu or auto [auto]
-  --trainer.devices N                       processes or GPUs; with 2 and more, --trainer.strategy ddp [auto]
-  --seed_everything N                       of weights and everything drawn in training [0]
+  --trainer.max_steps N      meta-steps [60]
+  --model.optimizer.lr RATE  of meta-steps [0.003]
+  --trainer.accelerator KIND cpu, gpu or auto [auto]
+  --trainer.devices N        GPUs, or processes on a CPU [auto]
+  --seed_everything N        of weights and everything drawn in training [0]
 
 run
-  --name NAME, --output FOLDER              the run goes to FOLDER/NAME/NUMBER/ [glyphs_5w1s, runs]
-  --config NAME|FILE                        a configuration that comes along, or a file of yours; several add up
-  --ckpt_path last --name NAME              goes on with a run, bit for bit
+  --name NAME, --output FOLDER    the run goes to FOLDER/NAME/NUMBER/ [letters, runs]
+  --config NAME|FILE         a configuration that comes along, or a file of yours; several add up
+  --ckpt_path last --name NAME    goes on with a run, bit for bit
 
-All options: fit --help all, or of one part: fit --help data, model or trainer. With values and comments: fit --print_config.
-Options of a class: fit --model.network.help ResNet.
+All options: fit --help all, or of one part, fit --help data, model or trainer. With values and
+comments: fit --print_config. Options of a class: fit --model.network.help ResNet.
 """
 
 TEST = """Figures of a checkpoint on the fixed {split} episodes.
 
-  imaml-lightning {command} --ckpt_path best --name plants             the best checkpoint of the newest run of this name
-  imaml-lightning {command} --ckpt_path runs/plants/000/best.ckpt      a file
+  imaml-lightning {command} --ckpt_path best --name plants        of the newest run of this name
+  imaml-lightning {command} --ckpt_path runs/plants/000/best.ckpt
   imaml-lightning {command} --ckpt_path best --name plants --{episodes} 200
 
-  --ckpt_path FILE|best|last       what is evaluated; it knows its data, network and algorithm
-  --name NAME, --output FOLDER     where best and last are looked for [glyphs_5w1s, runs]
-  --data.eval_way N, --data.eval_shot N, --data.eval_query N    other episodes than it was validated on
-  --model.adaptation.inner_solver.max_steps N    another effort to adapt; also lr, or another solver
-  --untrained true                 random weights, without --ckpt_path
-  --trust PACKAGES                 whose classes the checkpoint may name
-  --trainer.accelerator KIND       cpu, gpu or auto [auto]
+  --ckpt_path FILE|best|last      what is evaluated; it knows its data, network and algorithm
+  --name NAME, --output FOLDER    where best and last are looked for [letters, runs]
+  --data.eval_way N, --data.eval_shot N, --data.eval_query N
+                                  other episodes than it was validated on
+  --model.adaptation.inner_solver.max_steps N
+                                  another effort to adapt; also lr, or another solver
+  --untrained true                random weights, without --ckpt_path
+  --trust PACKAGES                whose classes the checkpoint may name
+  --trainer.accelerator KIND      cpu, gpu or auto [auto]
 
-All options: {command} --help all, or of one part: {command} --help data, model or trainer.
+All options: {command} --help all, or of one part, {command} --help data, model or trainer.
 """
 
 PREDICT = """Predict examples of your own from a few labelled ones.
 
-  imaml-lightning predict --ckpt_path best --name plants --support new/support --query new/query       folders of pictures
-  imaml-lightning predict --ckpt_path best --name visits --support known.csv --query asked.csv         tables
+  imaml-lightning predict --ckpt_path best --name plants --support new/support --query new/query
+  imaml-lightning predict --ckpt_path best --name visits --support known.csv --query asked.csv
 
-  --ckpt_path FILE|best|last    the checkpoint, or several, [a.ckpt,b.ckpt], whose mean is taken
-  --support FOLDER|TABLE        labelled: FOLDER/class/*.png, or a table with the columns of the training table
-  --query FOLDER|TABLE          what is to be predicted
-  --target COLUMN               of the labels in the support table [that of the training table]
-  --predictions FILE            what is written [predictions.csv]
-  --name NAME, --output FOLDER  where best and last are looked for [runs]
-  --trust PACKAGES              whose classes the checkpoint may name
+  --ckpt_path FILE|best|last     the checkpoint, or several, [a.ckpt,b.ckpt], whose mean is taken
+  --support FOLDER|TABLE         labelled: FOLDER/class/*.png, or a table as the training table
+  --query FOLDER|TABLE           what is to be predicted
+  --target COLUMN                of the labels in the support table [that of the training table]
+  --predictions FILE             what is written [predictions.csv]
+  --name NAME, --output FOLDER   where best and last are looked for [runs]
+  --inner_solver CLASS           in place of the one of the training, such as LBFGS
+  --trust PACKAGES               whose classes the checkpoint may name
 
-Without --support and --query, predict writes the outputs for the query sets of the checkpoint's own test episodes to
-predictions.csv; then its options are those of test (see test --help).
+Without --support and --query, predict writes the outputs for the query sets of the checkpoint's own
+test episodes to predictions.csv; then its options are those of test (see test --help).
 """
 
 DATA = """Look at data before training on them: counts, duplicates, leaks between splits.

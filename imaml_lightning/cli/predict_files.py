@@ -15,15 +15,13 @@ from imaml_lightning.cli.complaint import OneSentence
 from imaml_lightning.cli.config import peek_options
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.data.features import Features
-from imaml_lightning.data.images import image_files, read_image
-from imaml_lightning.data.table import column, read_table
-from imaml_lightning.errors import UsageError
+from imaml_lightning.data.images import PictureReader, class_folders, image_files, warn_of_other_files
+from imaml_lightning.data.table import NO_LABEL, SUFFIXES, read_table
+from imaml_lightning.errors import DataError, UsageError
 from imaml_lightning.evaluation.predictor import Predictor, adapt, load
 from imaml_lightning.inner import InnerSolver
 from imaml_lightning.learner.checkpoint import find_checkpoint
 from imaml_lightning.learner.meta_learner import MetaLearner
-
-_TABLES = (".csv", ".parquet")
 
 
 def main(args: Sequence[str]) -> None:
@@ -77,7 +75,7 @@ def predict_files(
     saved = [_reading(path, checkpoint) for path, checkpoint in found]
     if any(one != saved[0] for one in saved):
         raise UsageError("the checkpoints read their inputs in different ways: give ones trained on the same data")
-    read = _read_tables if Path(support).suffix.lower() in _TABLES else _read_folders
+    read = _read_tables if Path(support).suffix.lower() in SUFFIXES else _read_folders
     x, y, asked, index, labels = read(saved[0], support, query, target)
     learners = [load(path, packages(trust)) for path, _ in found]
     if inner_solver is not None:
@@ -137,19 +135,20 @@ def _read_folders(reading: Mapping[str, Any], support: str, query: str, target: 
     for folder in (support, query):
         if not Path(folder).is_dir():
             raise UsageError(f"{folder} is not a folder: give the folder of your pictures (or a .csv table)")
-    classes = sorted(p for p in Path(support).iterdir() if p.is_dir() and not p.name.startswith("."))
-    files = [(file, at.name) for at in classes for file in image_files(at)]
+    advice = "give a folder with one folder for each class."
+    files = [(file, at.name) for at in class_folders(Path(support), advice) for file in image_files(at)]
     asked = image_files(Path(query))
+    warn_of_other_files([Path(query)], Path(query))
     if not files:
         raise UsageError(f"no pictures in {support}: put them into a folder for each class, {support}/class/*.png")
     if not asked:
         raise UsageError(f"no pictures in {query}: put there what is to be predicted")
 
-    def pictures(paths: Sequence[Path]) -> np.ndarray:
-        return np.stack([read_image(path, reading["shape"], reading["ink"]) for path in paths])
-
+    reader = PictureReader(reading["shape"], reading["ink"], reading.get("white"))
+    x, of_query = reader.read([file for file, _ in files]), reader.read(asked)
+    reader.report()
     names = {"file": [str(file.relative_to(query)) for file in asked]}
-    return pictures([file for file, _ in files]), np.array([name for _, name in files]), pictures(asked), names, None
+    return x, np.array([name for _, name in files]), of_query, names, None
 
 
 def _read_tables(reading: Mapping[str, Any], support: str, query: str, target: str | None) -> Read:
@@ -161,12 +160,16 @@ def _read_tables(reading: Mapping[str, Any], support: str, query: str, target: s
     target = target or reading.get("target")
     if target is None:
         raise UsageError(f"which column of {support} holds the labels: name it by --target")
-    y: np.ndarray = np.array(column(known, target, support))
+    y: np.ndarray = np.array(known.column(target))
     if "scaler" in reading:
-        y = Features(**{**reading["scaler"], "names": [target]}).of(known, support)[:, 0]
+        y = Features(**{**reading["scaler"], "names": [target]}).of(known)[:, 0]
+    elif empty := [place for place, label in enumerate(known[target]) if label.lower() in NO_LABEL]:
+        raise DataError(
+            f"{support}: column {target} is empty in {known.places(empty)}: fill the cells, or take the rows out."
+        )
     index = {"row": [str(i + 1) for i in range(len(next(iter(asked.values()))))]}
     index |= {name: cells for name, cells in asked.items() if name not in (*features.names, target)}
-    return features.of(known, support), y, features.of(asked, query), index, reading.get("labels")
+    return features.of(known), y, features.of(asked), index, reading.get("labels")
 
 
 def _write(

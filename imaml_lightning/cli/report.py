@@ -85,6 +85,8 @@ def print_summary(lines: dict[str, str]) -> None:
 def write_predictions(path: Path, outputs: Sequence[Tensor]) -> None:
     """Outputs ``[task, example, output]`` as CSV: episode, example, the largest output's number, and all outputs.
 
+    Nothing is predicted where outputs are not numbers: of padding, and of a task whose adaptation diverged.
+
     Raises:
         UsageError: if the file cannot be written.
     """
@@ -97,7 +99,8 @@ def write_predictions(path: Path, outputs: Sequence[Tensor]) -> None:
             for batch in outputs:
                 for task in batch.float().cpu():
                     for number, output in enumerate(task):
-                        best = int(output.argmax()) if width > 1 else float(output[0])
+                        best: float | str = int(output.argmax()) if width > 1 else float(output[0])
+                        best = "" if output.isnan().any() else best
                         rows.writerow([episode, number, best, *(f"{value:.6g}" for value in output.tolist())])
                     episode += 1
     except OSError as error:

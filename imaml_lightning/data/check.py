@@ -79,7 +79,7 @@ def _class_examples(source: ClassSource) -> Iterator[Example]:
 
 def _task_examples(source: Tasks) -> Iterator[Example]:
     for split in SPLITS:
-        for number, (x, y) in enumerate(source.rows(split)):
+        for number, (x, y) in enumerate(progress(source.rows(split), f"Comparing rows of {split}")):
             for inputs, target in zip(x, y, strict=True):
                 yield split, f"task {number}", inputs.tobytes() + target.tobytes()
 

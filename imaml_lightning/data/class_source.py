@@ -89,6 +89,8 @@ class ClassSource(EpisodeSource):
             option, lower = "", "--data.shot or --data.query"
             if split != "train":
                 option, lower = " (or eval_shot)", "--data.eval_shot or --data.eval_query"
+            if hasattr(self, "min_examples"):
+                lower += f", or leave such classes out by --data.source.min_examples {shot + query}"
             raise UsageError(
                 f"--data.shot {shot}{option} plus {query} query examples ({split}) is more than the {counts.min()} that "
                 f"class {name} of {source} has; lower {lower}, or give it more."

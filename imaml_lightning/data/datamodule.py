@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from imaml_lightning.data.augment import Augment
 from imaml_lightning.data.base import SPLITS, USUAL_WAY, EpisodeSource, Split
@@ -126,7 +127,7 @@ class EpisodeDataModule(LightningDataModule):
         if self.augment is not None and len(self.source.shape) != 3:
             raise UsageError(f"--data.augment changes images, and {type(self.source).__name__} has none: leave it out.")
         if trainer is not None and hasattr(trainer.lightning_module, "network"):
-            self.check_network(trainer.lightning_module)
+            self.check_network(trainer.lightning_module, training=stage in (None, "fit"))
         self._ready = True
 
     def _evaluate(self, way: int, shots: range, query: int) -> None:
@@ -141,7 +142,7 @@ class EpisodeDataModule(LightningDataModule):
         if of_evaluation:
             self._evaluate(self.training.way, self.evaluation.shots, self.evaluation.query)
 
-    def check_network(self, learner: LightningModule) -> None:
+    def check_network(self, learner: LightningModule, training: bool = True) -> None:
         """Refuse a network that does not fit the source, before training comes upon it. Called after ``setup``.
 
         Raises:
@@ -166,13 +167,24 @@ class EpisodeDataModule(LightningDataModule):
                 "outputs in --model.network.init_args and --data.way, eval_way and eval_settings to the same number, or "
                 "take a head for any number of classes."
             )
-        if (
-            any(self.source.padded(shot, query) for _, shot, query in (setting.most for setting in settings))
-            and getattr(learner, "protocol", "") == "transductive"
-        ):
+        self.check_padding(learner, training)
+
+    def check_padding(self, learner: LightningModule, training: bool = False) -> None:
+        """Refuse a network that would take padding for examples.
+
+        Raises:
+            UsageError: it normalises by the statistics of its batch (also running ones, in ``training``), and tasks are of
+                unequal size.
+        """
+        self.source.setup()
+        network = learner.get_submodule("network")
+        norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and (training or not m.track_running_stats)]
+        sizes = [setting.most for setting in (self.training, self.evaluation, *self.settings.values())]
+        if norms and any(self.source.padded(shot, query) for _, shot, query in sizes):
             raise UsageError(
                 f"{type(network).__name__} normalises by the statistics of the batch, and would count the padding of the "
-                f"unequal tasks of {source}: use another normalisation, such as --model.network.init_args.norm group."
+                f"unequal tasks of {type(self.source).__name__}: use another normalisation, such as "
+                "--model.network.init_args.norm group."
             )
 
     def state_dict(self) -> dict[str, Any]:

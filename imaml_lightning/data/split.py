@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from imaml_lightning.data.base import SPLITS, Split
-from imaml_lightning.errors import UsageError
+from imaml_lightning.data.table import Column, Table
+from imaml_lightning.errors import DataError, UsageError
 
 
 def check_fractions(fractions: Sequence[float], split_seed: int) -> None:
@@ -35,3 +36,33 @@ def draw_split(groups: Sequence[str], fractions: Sequence[float], split_seed: in
         got[split] += sizes[number]
         found[str(names[number])] = SPLITS[split]
     return found
+
+
+def row_splits(
+    table: Table,
+    units: Column,
+    split_column: str | None,
+    group_column: str | None,
+    fractions: Sequence[float],
+    split_seed: int,
+) -> np.ndarray:
+    """The split of each row ``[row]``: as ``split_column`` says, or drawn such that units and groups stay together.
+
+    Raises:
+        DataError: a cell that names no split, or a unit (a task, a class) in two splits or two groups.
+    """
+    keeper = split_column or group_column
+    owner: dict[str, str] = {}
+    for row, unit, cell in zip(table.rows, units, table.column(keeper) if keeper else units, strict=True):
+        if keeper:
+            if owner.get(unit, cell) != cell:
+                raise DataError(
+                    f"{table.path}, row {row}: {unit} is in {cell} and in {owner[unit]} of column {keeper}; choose one."
+                )
+            if split_column and cell not in SPLITS:
+                raise DataError(f"{table.path}, row {row}: {cell!r} in column {keeper} is none of train, val and test.")
+        owner[unit] = cell
+    if split_column:
+        return np.array([owner[unit] for unit in units])
+    drawn = draw_split(list(owner.values()), fractions, split_seed)
+    return np.array([drawn[owner[unit]] for unit in units])

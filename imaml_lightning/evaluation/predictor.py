@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imaml_lightning.episode import Examples
+from imaml_lightning.episode import Examples, check_pixels
 from imaml_lightning.errors import UsageError
 from imaml_lightning.learner.advice import advice, outcome
 from imaml_lightning.learner.criterion import ByTargets, check_criterion
@@ -148,6 +148,8 @@ class Predictor:
             raise UsageError(
                 f"the support set has {len(self.support)} inputs and {len(targets)} targets: give one for each"
             )
+        if not self.support.isfinite().all() or (targets.dtype.kind == "f" and not np.isfinite(targets).all()):
+            raise UsageError("the support set has numbers that are not finite: fill them, or leave their examples out")
         self.labels: list[Any] | None = None
         if targets.dtype.kind == "f":
             self.targets = torch.from_numpy(targets.astype(np.float32)).reshape(len(targets), -1)
@@ -190,7 +192,7 @@ class Predictor:
         before, after = list[float](), list[float]()
         with self._answering():
             for learner, phi in zip(self.learners, self.phis, strict=True):
-                for at, losses in ((learner.flat.vector()[None], before), (phi, after)):
+                for at, losses in ((self._start(learner)[None], before), (phi, after)):
                     examples = self._examples(learner)
                     losses.append(task_losses(learner.criterion, learner.flat.tasks(at, examples.x), examples).item())
             left_out, baseline = self._leave_one_out()
@@ -248,7 +250,10 @@ class Predictor:
     def _adapt_all(self, learner: MetaLearner, kept: Tensor) -> Tensor:
         examples = self._examples(learner)
         return torch.cat(
-            [learner.adapted(Examples(examples.x[0, rows], examples.y[0, rows])).phi for rows in kept.split(16)]
+            [
+                learner.adapted(Examples(examples.x[0, rows], examples.y[0, rows]), self._way).phi
+                for rows in kept.split(16)
+            ]
         )
 
     def _of(self, number: int, x: Tensor) -> Tensor:
@@ -275,9 +280,17 @@ class Predictor:
         outputs = outputs.float().cpu()
         return outputs if self.labels is None else outputs[:, : len(self.labels)].softmax(1)
 
+    def _start(self, learner: MetaLearner) -> Tensor:
+        """θ ``[param]``, of a network that is free in the number of classes for those of the support set."""
+        return learner.flat.vector(self._way)
+
+    @property
+    def _way(self) -> int | None:
+        return None if self.labels is None else len(self.labels)
+
     def _examples(self, learner: MetaLearner) -> Examples:
         """The support set as a batch of one task."""
-        like = learner.flat.vector()
+        like = self._start(learner)
         y = self.targets.to(like.dtype) if self.labels is None else self.targets
         return Examples(self.support.to(like.dtype).to(like.device)[None], y.to(like.device)[None])
 
@@ -286,7 +299,7 @@ class Predictor:
             try:
                 with torch.random.fork_rng(devices=[]):
                     examples = self._examples(learner)
-                    outputs = learner.flat.tasks(learner.flat.vector()[None], examples.x)
+                    outputs = learner.flat.tasks(self._start(learner)[None], examples.x)
             except RuntimeError as error:
                 shape = tuple(self.support.shape[1:])
                 raise UsageError(
@@ -310,6 +323,7 @@ def _inputs(x: Any) -> Tensor:
     """Inputs as the network takes them: uint8 as floats from 0 to 1."""
     tensor = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x).detach()
     tensor = tensor.clone() if tensor.is_inference() else tensor
+    check_pixels(str(tensor.dtype).removeprefix("torch."), tensor.ndim)
     return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
 
 

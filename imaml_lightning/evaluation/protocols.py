@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from jsonargparse import ArgumentParser, set_parsing_settings
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from imaml_lightning.data import ClassSource, EpisodeDataModule, Split, as_float
-from imaml_lightning.episode import Episode, Examples
+from imaml_lightning.episode import IGNORED, Episode, Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.evaluation.diagnostics import usable
 from imaml_lightning.learner.checkpoint import CONFIG_KEY, TRUSTED, check_trusted, named_classes, read_checkpoint
@@ -64,8 +65,9 @@ def one_at_a_time(learner: MetaLearner, episode: Episode) -> Tensor:
     """
     with answering(learner), usable(episode) as episode, torch.no_grad():
         phi = learner.adapted(episode.support).phi
-        tasks = zip(phi, episode.support.x, episode.query.x, strict=True)
-        return torch.stack([_each_with(learner, *task) for task in tasks])
+        real = episode.support.real()
+        tasks = zip(phi, episode.support.x, real, episode.query.x, strict=True)
+        return torch.stack([_each_with(learner, at, x[mine], query) for at, x, mine, query in tasks])
 
 
 def _each_with(learner: MetaLearner, phi: Tensor, support: Tensor, query: Tensor) -> Tensor:
@@ -76,17 +78,34 @@ def _each_with(learner: MetaLearner, phi: Tensor, support: Tensor, query: Tensor
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Answers on the query sets of fixed episodes."""
+    """Answers on the query sets of fixed episodes. Padding of unequal tasks (see ``Examples``) counts in no figure."""
 
     outputs: Tensor  # [episode, example, output]
     targets: Tensor  # [episode, example] class numbers, or [episode, example, output]
 
     @property
+    def real(self) -> Tensor:
+        """Which query examples are no padding ``[episode, example]``."""
+        return Examples(self.outputs, self.targets).real()
+
+    @property
     def scores(self) -> Tensor:
         """Accuracy of each episode ``[episode]``; for regression its mean squared error."""
         if self.targets.is_floating_point():
-            return (self.outputs - self.targets).square().mean((1, 2))
-        return (self.outputs.argmax(-1) == self.targets).double().mean(1)
+            return self._mean((self.outputs.double() - self.targets.double()).square().mean(2))
+        return self._mean((self.outputs.argmax(-1) == self.targets).double())
+
+    @property
+    def losses(self) -> Tensor:
+        """Cross-entropy of each episode ``[episode]``; for regression its mean squared error, as ``scores``."""
+        if self.targets.is_floating_point():
+            return self.scores
+        outputs = self.outputs.double().transpose(1, 2)
+        return self._mean(cross_entropy(outputs, self.targets, ignore_index=IGNORED, reduction="none"))
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """Means over the real query examples ``[episode]`` of ``values [episode, example]``."""
+        return torch.where(self.real, values, 0).sum(1) / self.real.sum(1)
 
     def mean(self) -> tuple[float, float]:
         """Mean score over episodes, and the half-width of its 95% interval."""
@@ -99,7 +118,7 @@ class Evaluation:
         Raises:
             UsageError: the episodes differ.
         """
-        if self.targets.shape != other.targets.shape or not torch.equal(self.targets, other.targets):
+        if not _same(self.targets, other.targets):
             raise UsageError(
                 "the two evaluations are of other episodes: give both the same data and number of episodes"
             )
@@ -113,13 +132,23 @@ def evaluate(
     episodes: int = 200,
     answer: Answer = all_at_once,
 ) -> Evaluation:
-    """Adapt to the first ``episodes`` fixed episodes of a split and answer their query sets."""
+    """Adapt to the first ``episodes`` fixed episodes of a split and answer their query sets.
+
+    Raises:
+        UsageError: tasks of unequal size for a network that would take their padding for examples.
+    """
+    data.check_padding(learner)
     outputs, targets = [], []
     for first in range(0, episodes, CHUNK):
         episode = data.episode(split, first, tasks=min(CHUNK, episodes - first))
         outputs.append(answer(learner, episode))
         targets.append(episode.query.y)
     return Evaluation(torch.cat(outputs), torch.cat(targets))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether targets are the same, padding and all; NaN is padding in regression, and is the same as NaN."""
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def mean_and_interval(values: Tensor) -> tuple[float, float]:
@@ -163,10 +192,18 @@ class Calibration:
 
 
 def calibration(evaluation: Evaluation, bins: int = 10) -> Calibration:
-    """How far the learner's probabilities can be trusted."""
-    confidence, guess = evaluation.outputs.double().softmax(-1).max(-1)
-    right = (guess == evaluation.targets).double().flatten()
-    confidence = confidence.flatten()
+    """How far the learner's probabilities can be trusted.
+
+    Raises:
+        UsageError: of a regression.
+    """
+    if evaluation.targets.is_floating_point():
+        raise UsageError(
+            "calibration is of class probabilities, and this evaluation is of a regression: use its scores"
+        )
+    real = evaluation.real
+    confidence, guess = evaluation.outputs[real].double().softmax(-1).max(-1)
+    right = (guess == evaluation.targets[real]).double()
     number = (confidence * bins).long().clamp(max=bins - 1)
     total = partial(torch.bincount, number, minlength=bins)
     count = total().double()
@@ -227,11 +264,10 @@ def classes_by_group(source: ClassSource, split: Split) -> dict[str, list[int]]:
 
 
 def extremes(evaluation: Evaluation) -> tuple[int, int]:
-    """Numbers of the easiest and the hardest episode: by score, and among equals by the query loss."""
-    loss = torch.nn.functional.cross_entropy(
-        evaluation.outputs.transpose(1, 2), evaluation.targets, reduction="none"
-    ).mean(1)
-    ease = (evaluation.scores - 1e-6 * loss).tolist()
+    """Numbers of the easiest and the hardest episode: by accuracy, and among equals by the query loss; for regression by
+    the loss alone."""
+    accuracy = torch.zeros(()) if evaluation.targets.is_floating_point() else evaluation.scores
+    ease = (accuracy - 1e-6 * evaluation.losses).tolist()
     return max(range(len(ease)), key=ease.__getitem__), min(range(len(ease)), key=ease.__getitem__)
 
 

@@ -42,15 +42,16 @@ class ByTargets(nn.Module):
 
     def output_curvature(self, z: Tensor, examples: Examples) -> tuple[Tensor, bool]:
         """As the function of this name has it for the loss that the targets ask for."""
-        return output_curvature(self._loss(not examples.y.is_floating_point()), z, examples)
+        return output_curvature(self.alike(not examples.y.is_floating_point()), z, examples)
 
     def without_padding(self, classes: bool) -> Criterion | None:
         """As the function of this name has it for the loss that the targets ask for."""
-        loss = self._loss(classes)
+        loss = self.alike(classes)
         found = without_padding(loss, classes)
         return self if found is loss else found
 
-    def _loss(self, classes: bool) -> nn.Module:
+    def alike(self, classes: bool) -> nn.Module:
+        """The loss of torch that this is for such targets."""
         return (nn.CrossEntropyLoss if classes else nn.MSELoss)(reduction=self.reduction)
 
 

@@ -82,11 +82,14 @@ class LinearisedHead(Linearisation):
         Raises:
             UsageError: S of this criterion is not known to have this form.
 
+        The difference in the first formula cancels where K is large, so all of it is computed in float64.
+
         Cost: outputs · example³ (once example³ for squared errors and a single λ), and little for each v. Source:
         Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, section 3.5, algorithm 3.3.
         """
-        d, coupled = output_curvature(self.of.criterion, self.outputs.detach(), self.of.examples)
-        return _SpanInverse(self._with_ones, self._rows(strength), d.mT, coupled, self._rows, self._flat)
+        with full_precision(self.phi.device):
+            d, coupled = output_curvature(self.of.criterion, self.outputs.detach(), self.of.examples)
+            return _SpanInverse(self._with_ones, self._rows(strength), d.mT, coupled, self._rows, self._flat)
 
     @cached_property
     def _with_ones(self) -> Tensor:
@@ -118,8 +121,8 @@ class _SpanInverse:
         rows: Callable[[Tensor], Tensor],
         flat: Callable[[Tensor], Tensor],
     ) -> None:
-        self.strength, self.rows, self.flat = strength, rows, flat
-        self.x = x
+        x, strength, d = map(_wide, (x, strength, d))
+        self.x, self.strength, self.rows, self.flat = x, strength, rows, flat
         if strength.numel() == 1:
             kernel = (x @ x.mT / strength).unsqueeze(1)  # the same for every output
         else:
@@ -136,13 +139,19 @@ class _SpanInverse:
 
     @torch.no_grad()
     def __call__(self, v: Tensor) -> Tensor:
-        scaled = self.rows(v) / self.strength
-        r = self._e_times(scaled @ self.x.mT)  # E X Λ⁻¹ v, [task, output, example]
-        if self.coupling is not None:
-            shared = torch.cholesky_solve(r.sum(1).unsqueeze(-1), self.coupling).unsqueeze(1)
-            r = r - (self.e @ shared).squeeze(-1)
-        return self.flat(scaled - (r @ self.x) / self.strength)
+        with full_precision(v.device):
+            scaled = self.rows(_wide(v)) / self.strength
+            r = self._e_times(scaled @ self.x.mT)  # E X Λ⁻¹ v, [task, output, example]
+            if self.coupling is not None:
+                shared = torch.cholesky_solve(r.sum(1).unsqueeze(-1), self.coupling).unsqueeze(1)
+                r = r - (self.e @ shared).squeeze(-1)
+            return self.flat(scaled - (r @ self.x) / self.strength).to(v.dtype)
 
     def _e_times(self, r: Tensor) -> Tensor:
         """E r, output by output; E is symmetric, and where all outputs share one, a single product of matrices does."""
         return r @ self.e.squeeze(1) if self.e.shape[1] == 1 else (self.e @ r.unsqueeze(-1)).squeeze(-1)
+
+
+def _wide(t: Tensor) -> Tensor:
+    """In float64, where the device has it."""
+    return t if t.device.type == "mps" else t.double()

@@ -10,16 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.module import (
-    _global_backward_hooks,
-    _global_backward_pre_hooks,
-    _global_forward_hooks,
-    _global_forward_pre_hooks,
-)
 
 from imaml_lightning.errors import UsageError
 from imaml_lightning.problem import differentiable
 from imaml_lightning.problem.batching import never_batched, per_task
+from imaml_lightning.problem.tensors import check_adapted, hooked, per_class, tensor_of
 
 
 class Folded(Protocol):
@@ -61,24 +56,24 @@ class FlatNetwork:
 
     def __init__(self, network: nn.Module, adapt: Sequence[str] = ("*",)) -> None:
         self.network = network
-        per_class = _per_class(network)
+        repeated = per_class(network)
         aliases: dict[Tensor, list[str]] = {}
-        for name, tensor in [*network.named_parameters(remove_duplicate=False), *per_class.items()]:
+        for name, tensor in [*network.named_parameters(remove_duplicate=False), *repeated.items()]:
             aliases.setdefault(tensor, []).append(name)
         matching = {
             names[0]: tensor
             for tensor, names in aliases.items()
             if any(fnmatchcase(name, pattern) for name in names for pattern in adapt)
         }
-        starts = {name for name, tensor in per_class.items() if not isinstance(tensor, nn.Parameter)}
+        starts = {name for name, tensor in repeated.items() if not isinstance(tensor, nn.Parameter)}
         named = {name: tensor for name, tensor in matching.items() if tensor.requires_grad or name in starts}
-        _check_adapted(network, adapt, matching, named)
+        check_adapted(network, adapt, matching, named)
         differentiable.check_options(network, [*named.values()])
         self._prepare()
         self.names = self.keys = list(named)
         self.shapes = [tensor.shape for tensor in named.values()]
         self.sizes = [shape.numel() for shape in self.shapes]
-        self.repeated = [name in per_class for name in self.names]
+        self.repeated = [name in repeated for name in self.names]
         self._learned = [isinstance(tensor, nn.Parameter) for tensor in named.values()]
 
     def part(self, module: nn.Module, keys: Sequence[str]) -> FlatNetwork:
@@ -104,7 +99,7 @@ class FlatNetwork:
         Raises:
             UsageError: the number of classes is needed, or some of the parameters, not all, have been frozen since.
         """
-        tensors = [_tensor(self.network, key) for key in self.keys]
+        tensors = [tensor_of(self.network, key) for key in self.keys]
         learned = [(key, t) for key, t, is_learned in zip(self.keys, tensors, self._learned, strict=True) if is_learned]
         frozen = [key for key, tensor in learned if not tensor.requires_grad]
         if 0 < len(frozen) < len(learned):
@@ -181,7 +176,7 @@ class FlatNetwork:
         """Whether the network evaluates many tasks at once by itself: has ``fold``, as Conv4, adapts every parameter, and
         there is no autocast, which has its own idea of every layer's precision.
         """
-        autocast = torch.is_autocast_enabled(_tensor(self.network, self.keys[0]).device.type)
+        autocast = torch.is_autocast_enabled(tensor_of(self.network, self.keys[0]).device.type)
         return getattr(self.network, "fold", None) is not None and not self.shared() and not autocast
 
     def fold(self, x: Tensor) -> Callable[[Tensor], Folded]:
@@ -201,50 +196,6 @@ def linear_outputs(layer: Sequence[Tensor], x: Tensor) -> Tensor:
     weight, *bias = layer
     z = x @ weight.mT
     return z + bias[0].unsqueeze(1) if bias else z
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether anything waits to be called around the module's forward or backward pass."""
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name) for name in names) or bool(
-        _global_forward_hooks or _global_forward_pre_hooks or _global_backward_hooks or _global_backward_pre_hooks
-    )
-
-
-def _check_adapted(
-    network: nn.Module, adapt: Sequence[str], matching: dict[str, Tensor], adapted: dict[str, Tensor]
-) -> None:
-    """Refuse parameters that cannot be adapted; ``adapted`` are those ``matching`` that are not frozen."""
-    owner, patterns = type(network).__name__, f"adapt={list(adapt)}"
-    if not matching:
-        names = [name for name, _ in network.named_parameters()]
-        raise UsageError(f"no parameter of {owner} matches {patterns}: use patterns of {names}")
-    if not adapted:
-        raise UsageError(
-            f"all parameters of {owner} that match {patterns} are frozen: set requires_grad of {list(matching)}"
-        )
-    for name, parameter in adapted.items():
-        if nn.parameter.is_lazy(parameter):
-            raise UsageError(f"{name} of {owner} has no shape yet: evaluate the network on some inputs once")
-        if not parameter.is_floating_point():
-            raise UsageError(f"{name} of {owner} is {parameter.dtype}: freeze it, or make it real floating point")
-    if len(types := {parameter.dtype for parameter in adapted.values()}) > 1:
-        raise UsageError(f"adapted parameters of {owner} are of types {sorted(map(str, types))}: make them one type")
-
-
-def _per_class(network: nn.Module) -> dict[str, Tensor]:
-    """The tensors, by name, that have one row for all classes."""
-    return {
-        f"{prefix}.{name}" if prefix else name: getattr(module, name)
-        for prefix, module in network.named_modules()
-        for name in getattr(module, "per_class", ())
-    }
-
-
-def _tensor(network: nn.Module, key: str) -> Tensor:
-    """A parameter or buffer by its name."""
-    owner, _, name = key.rpartition(".")
-    return getattr(network.get_submodule(owner), name)
 
 
 class _FoldedOutputs(torch.autograd.Function):

@@ -46,7 +46,8 @@ def seeded(device: torch.device, *numbers: int) -> Iterator[None]:
     """Within it the generators are seeded by ``numbers`` (0 or more each) alone; after it they are as they were."""
     before = Generators(device)
     words = [int(word) for word in np.random.SeedSequence(numbers).generate_state(3)]
-    torch.manual_seed(words[0])
+    # For a CPU its generator alone: torch.manual_seed writes down a traceback for every kind of device that is not in use.
+    (torch.default_generator if device.type == "cpu" else torch).manual_seed(words[0])
     np.random.seed(words[1])
     random.seed(words[2])
     try:

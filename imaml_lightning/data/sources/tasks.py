@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from imaml_lightning.data.base import SPLITS, EpisodeSource, Split
+from imaml_lightning.data.columns import usable
 from imaml_lightning.data.features import Features
-from imaml_lightning.data.split import check_fractions, draw_split
-from imaml_lightning.data.table import Column, column, read_table
-from imaml_lightning.episode import IGNORED, Episode, Examples
+from imaml_lightning.data.notice import some, warn
+from imaml_lightning.data.split import check_fractions, row_splits
+from imaml_lightning.data.table import read_table
+from imaml_lightning.episode import IGNORED, Episode, Examples, check_pixels
 from imaml_lightning.errors import DataError, UsageError
 
 #: Inputs [row, *feature] and targets, class numbers [row] or values [row, output].
@@ -30,32 +32,51 @@ class Tasks(EpisodeSource):
     Args:
         tasks: for each of train, val and test, pairs (inputs ``[row, *feature]``, targets): whole numbers ``[row]``
             from 0 for classes, else values ``[row]`` or ``[row, output]``; tensors or arrays.
+        leave_out: leave out tasks that cannot be divided, with a warning that counts them; else they are refused.
 
     Raises:
-        DataError: a split is missing or empty, or a task cannot be divided into support and query.
+        DataError: a split is missing or empty, a task cannot be divided into support and query, or a number is not finite.
     """
 
-    def __init__(self, tasks: Mapping[Split, Sequence[tuple[Any, Any]]]) -> None:
-        self._names: dict[Split, list[str]] = {}
+    def __init__(self, tasks: Mapping[Split, Sequence[tuple[Any, Any]]], leave_out: bool = False) -> None:
+        self.leave_out = leave_out
+        self._names: dict[Split, list[str]] = {
+            split: [f"{number} of {split}" for number in range(len(pairs))] for split, pairs in tasks.items()
+        }
         self._take({split: [_rows(x, y) for x, y in pairs] for split, pairs in tasks.items()})
 
     def _take(self, tasks: dict[Split, list[Rows]]) -> None:
-        self._tasks = tasks
+        self._tasks = {split: self._divisible(split, rows) for split, rows in tasks.items()}
+        tasks = self._tasks
         for split in SPLITS:
             if not tasks.get(split):
                 raise DataError(f"There are no tasks for {split}: give some, or set --data.source.fractions.")
         _, first = tasks["train"][0]
         self.task = "regression" if first.dtype.kind == "f" else "classification"
         self.shape = tasks["train"][0][0].shape[1:]
-        everything = [(split, i, y) for split in SPLITS for i, (_, y) in enumerate(tasks[split])]
-        self.classes = 0 if self.task == "regression" else 1 + max(int(y.max()) for *_, y in everything)
-        for split, i, y in everything:
-            counts = [len(y)] if self.task == "regression" else np.bincount(y)
-            if max(counts) < 2:
-                name = self._names[split][i] if self._names else f"{i} of {split}"
-                raise DataError(
-                    f"Task {name} cannot be divided: it needs two rows (of one class); give more, or drop it."
-                )
+        targets = [y for split in SPLITS for _, y in tasks[split]]
+        self.classes = 0 if self.task == "regression" else 1 + max(int(y.max()) for y in targets)
+
+    def _divisible(self, split: Split, tasks: list[Rows]) -> list[Rows]:
+        """The tasks that can be divided into support and query: with two rows (of one class)."""
+        names = self._names[split]
+        for name, (x, y) in zip(names, tasks, strict=True):
+            # Padding would be taken for what it is not: its targets are NaN, or a negative number.
+            if not (np.isfinite(x).all() and np.isfinite(y).all()):
+                raise DataError(f"Task {name} has numbers that are not finite: fill them, or take their rows out.")
+            if y.dtype.kind != "f" and (y < 0).any():
+                raise DataError(f"Task {name} has class {y.min()}: number the classes from 0.")
+        large = [max(np.bincount(y) if y.dtype.kind != "f" else [len(y)], default=0) > 1 for _, y in tasks]
+        small = [name for name, enough in zip(names, large, strict=True) if not enough]
+        if small and not self.leave_out:
+            raise DataError(
+                f"Task {small[0]} cannot be divided: it needs two rows (of one class); give more, or leave such tasks "
+                f"({len(small):,} in {split}) out by --data.source.leave_out true."
+            )
+        if small:
+            warn(f"{len(small):,} tasks of {split} with fewer than two rows (of one class) are left out: {some(small)}")
+        self._names[split] = [name for name, enough in zip(names, large, strict=True) if enough]
+        return [rows for rows, enough in zip(tasks, large, strict=True) if enough]
 
     def rows(self, split: Split) -> list[Rows]:
         """The tasks of a split."""
@@ -101,6 +122,7 @@ class Tasks(EpisodeSource):
 
 def _rows(x: Any, y: Any) -> Rows:
     x, y = np.asarray(x), np.asarray(y)
+    check_pixels(x.dtype.name, x.ndim)
     y = y.astype(np.int64) if y.dtype.kind in "iub" else y.astype(np.float32).reshape(len(y), -1)
     return (x if x.dtype == np.uint8 else x.astype(np.float32)), y
 
@@ -142,6 +164,10 @@ class TaskTable(Tasks):
         group_column: tasks of one group (site, patient) stay together in the drawn split.
         fractions: shares of the tasks for train, val and test in the drawn split.
         split_seed: of the drawn split.
+        impute: put the mean of the training rows into empty cells of features, and add for each column that has some a
+            feature that is 1 there and else 0; without it they are refused.
+        leave_out: leave out rows with empty cells, and tasks that cannot be divided, with warnings that count them; else they
+            are refused.
     """
 
     def __init__(
@@ -155,6 +181,8 @@ class TaskTable(Tasks):
         group_column: str | None = None,
         fractions: Sequence[float] = (0.6, 0.2, 0.2),
         split_seed: int = 0,
+        impute: bool = False,
+        leave_out: bool = False,
     ) -> None:
         if kind not in ("classification", "regression"):
             raise UsageError(f"--data.source.kind is 'classification' or 'regression', but is {kind!r}.")
@@ -162,6 +190,7 @@ class TaskTable(Tasks):
         self.path, self.target, self.task_column, self.task = path, target, task_column, kind
         self.features, self.split_column, self.group_column = features, split_column, group_column
         self.fractions, self.split_seed = tuple(fractions), split_seed
+        self.impute, self.leave_out = impute, leave_out
         self._reading: dict[str, Any] | None = None
 
     def reading(self) -> dict[str, Any]:
@@ -171,62 +200,29 @@ class TaskTable(Tasks):
     def setup(self) -> None:
         if self._reading is not None:
             return
-        table = read_table(self.path)
-        tasks = column(table, self.task_column, self.path)
-        where = row_splits(
-            table, tasks, self.path, self.split_column, self.group_column, self.fractions, self.split_seed
-        )
+        words, values = ([self.target], []) if self.task == "classification" else ([], [self.target])
+        labels = [name for name in (*words, self.task_column, self.group_column) if name]
+        others = [name for name in (self.split_column,) if name]
+        table, names = usable(read_table(self.path), labels, values, others, self.features, self.impute, self.leave_out)
+        tasks = table[self.task_column]
+        where = row_splits(table, tasks, self.split_column, self.group_column, self.fractions, self.split_seed)
         train = where == "train"
         if not train.any():
             raise DataError(f"{self.path} has no rows for train: mark some in column {self.split_column}.")
-        taken = [self.target, self.task_column, self.split_column, self.group_column]
-        features = Features.fit(table, train, self.path, self.features, [name for name in taken if name])
-        x = features.of(table, self.path)
+        features = Features.fit(table, train, names)
+        x = features.of(table)
         reading: dict[str, Any] = {"features": features.plain(), "target": self.target}
         if self.task == "classification":
-            words = column(table, self.target, self.path)
-            reading["labels"] = sorted(set(words))
-            y = np.searchsorted(np.array(reading["labels"]), np.array(words))
+            reading["labels"] = sorted(set(table[self.target]))
+            number = {label: i for i, label in enumerate(reading["labels"])}
+            y = np.array([number[label] for label in table[self.target]])
         else:
-            scaler = Features.fit(table, train, self.path, [self.target])
+            scaler = Features.fit(table, train, [self.target])
             reading["scaler"] = scaler.plain()
-            y = scaler.of(table, self.path)
+            y = scaler.of(table)
         rows: dict[str, list[int]] = {}
         for row, name in enumerate(tasks):
             rows.setdefault(name, []).append(row)
         self._names = {s: sorted(name for name, mine in rows.items() if where[mine[0]] == s) for s in SPLITS}
         self._take({s: [(x[rows[name]], y[rows[name]]) for name in self._names[s]] for s in SPLITS})
         self._reading = reading
-
-
-def row_splits(
-    table: dict[str, Column],
-    units: Column,
-    path: str,
-    split_column: str | None,
-    group_column: str | None,
-    fractions: Sequence[float],
-    split_seed: int,
-) -> np.ndarray:
-    """The split of each row ``[row]``: as ``split_column`` says, or drawn such that units and groups stay together.
-
-    Raises:
-        DataError: a cell that names no split, or a unit (a task, a class) in two splits or two groups.
-    """
-    keeper = split_column or group_column
-    owner: dict[str, str] = {}
-    for row, (unit, cell) in enumerate(
-        zip(units, column(table, keeper, path) if keeper else units, strict=True), start=2
-    ):
-        if keeper:
-            if owner.get(unit, cell) != cell:
-                raise DataError(
-                    f"{path}, row {row}: {unit} is in {cell} and in {owner[unit]} of column {keeper}; choose one."
-                )
-            if split_column and cell not in SPLITS:
-                raise DataError(f"{path}, row {row}: {cell!r} in column {keeper} is none of train, val and test.")
-        owner[unit] = cell
-    if split_column:
-        return np.array([owner[unit] for unit in units])
-    drawn = draw_split(list(owner.values()), fractions, split_seed)
-    return np.array([drawn[owner[unit]] for unit in units])

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from imaml_lightning.episode import Episode
+from imaml_lightning.episode import IGNORED, Episode
 from imaml_lightning.evaluation.figures.style import RIGHT, WRONG
 
 SHOWN = 6  # query images of a class, at most
@@ -15,8 +15,8 @@ WIDE, HIGH = 1.15, 1.3  # of a place on the sheet, in which an image is 1 wide a
 
 
 def contact_sheet(episode: Episode, before: Tensor, after: Tensor, task: int = 0) -> Figure:
-    """One task of ``episode``: a support image of each class, and query images with the predicted class and its
-    probability, right or wrong.
+    """One task of ``episode``: a support image of each class that has one, and query images with the predicted class and
+    its probability, right or wrong.
 
     Args:
         episode: images as floats, one channel or three.
@@ -25,15 +25,16 @@ def contact_sheet(episode: Episode, before: Tensor, after: Tensor, task: int = 0
         task: which task of the episode.
     """
     support, query = episode
-    way = int(support.y.max()) + 1
-    shown = min(SHOWN, int((query.y[task] == 0).sum()))
+    classes = [number for number in sorted(set(support.y[task].tolist())) if number != IGNORED]
+    way = len(classes)
+    shown = min(SHOWN, max(int((query.y[task] == number).sum()) for number in classes))
     guesses, chances = before[task].argmax(-1), after[task].softmax(-1)
     # One pair of axes for all: runs draw sheets while they train, and a pair for each image takes seconds.
     right, bottom = WIDE * (shown + 1), HIGH * way
     figure = Figure(figsize=(right + 0.3, bottom + 0.3))
     axes = figure.add_axes((0, 0, 1, 1))
-    for number in range(way):
-        top = HIGH * number
+    for row, number in enumerate(classes):
+        top = HIGH * row
         _image(axes, support.x[task, support.y[task] == number][0], 0, top, "black")
         axes.text(-0.05, top + 0.5, f"class {number}", fontsize=9, rotation=90, ha="right", va="center")
         mine = (query.y[task] == number).nonzero().flatten()[:shown].tolist()

@@ -25,7 +25,8 @@ def regression_fits(episode: Episode, before: Tensor, after: Tensor, spread: Ten
     tasks = min(4, episode.tasks)
     figure = Figure(figsize=(2.8 * tasks, 2.8), layout="constrained")
     for task, axes in enumerate(figure.subplots(1, tasks, squeeze=False)[0]):
-        order = torch.argsort(episode.query.x[task, :, 0])
+        real = episode.query.real()[task].nonzero().flatten()
+        order = real[torch.argsort(episode.query.x[task, real, 0])]
         x, y, start, end = (t[task, order, 0].cpu() for t in (*episode.query, before, after))
         axes.plot(x, y, color=BEFORE, label="target")
         axes.plot(x, start, "--", color=TRAIN, label="before")
@@ -33,7 +34,8 @@ def regression_fits(episode: Episode, before: Tensor, after: Tensor, spread: Ten
         if spread is not None:
             two = 2 * spread[task, order].cpu()
             axes.fill_between(x, end - two, end + two, color=AFTER, alpha=0.15, linewidth=0, label="± 2 sd")
-        support = (t[task, :, 0].cpu() for t in episode.support)
+        given = episode.support.real()[task]
+        support = (t[task, given, 0].cpu() for t in episode.support)
         axes.plot(*support, "^", color=WRONG, label="support")
         axes.grid(alpha=0.3)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
