@@ -56,6 +56,7 @@ class _Repairing(MetaPathFinder):
                     # The failed run leaves submodules behind that were run against the missing operators.
                     for left in [n for n in sys.modules if n.startswith("torchvision.")]:
                         del sys.modules[left]
+                        vars(module).pop(left.partition(".")[2], None)  # or ``from torchvision import`` finds it still
                     run(module)
 
             spec.loader.exec_module = run_repaired  # type: ignore[method-assign]

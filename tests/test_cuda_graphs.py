@@ -48,7 +48,7 @@ def meta_step(learner: MetaLearner, episode: Episode) -> dict[str, Tensor]:
     adapted = learner.adapted(episode.support)
     figures = learner.judge(adapted.phi, episode.query)
     figures["loss"].sum().backward()
-    logged = learner._task_figures(episode, adapted, figures)
+    logged = learner._task_figures(episode, adapted, learner.flat.vector(), figures)
     return logged | {key: p.grad for key, p in learner.named_parameters() if p.grad is not None}
 
 

@@ -35,7 +35,11 @@ def test_whole_numbers_that_do_not_say_what_is_white_are_refused(tmp_path: Path)
     with pytest.raises(DataError, match="uint16"):
         Tasks({split: [(x, y)] for split in SPLITS})
     with pytest.raises(DataError, match="int32"):
-        adapt(MetaLearner(Conv4(2, size=16, filters=2)), torch.zeros(2, 1, 16, 16, dtype=torch.int32), [0, 1])
+        adapt(
+            MetaLearner(Conv4(2, size=4, filters=2, downsample="stride")),
+            torch.zeros(2, 1, 4, 4, dtype=torch.int32),
+            [0, 1],
+        )
     ClassTensors(x.astype(np.uint8), y, cache=str(tmp_path)).prepare()
     ClassTensors(x[:, 0, 0], y, cache=str(tmp_path)).prepare()  # features, not images
 

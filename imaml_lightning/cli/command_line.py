@@ -120,6 +120,9 @@ class CommandLine(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
+        for section in ("data", "model"):
+            if isinstance(options[section], (int, float, str, list)):
+                raise UsageError(f"{section} is {options[section]!r}, which is no section: give its options below it")
         for section, name in (("last", "every_n_train_steps"), ("trainer", "log_every_n_steps")):
             steps = options[section][name]
             if steps is not None and steps < 1:
