@@ -129,7 +129,7 @@ def test_loss_and_its_derivatives_are_those_of_each_task_alone(loss: nn.Module, 
 
 
 @pytest.mark.filterwarnings("ignore:.*is evaluated one task at a time")
-@pytest.mark.filterwarnings("ignore:.*performance drawback")
+@pytest.mark.filterwarnings("ignore:.*performance drop")
 @pytest.mark.parametrize(("loss", "classes"), CASES)
 def test_loss_and_its_derivatives_without_padding(loss: nn.Module, classes: bool) -> None:
     examples = Examples(*(part[:, : min(SIZES)] for part in padded(classes)))
