@@ -55,7 +55,9 @@ def test_every_name_runs(names: tuple[str, ...], tmp_path: Path, monkeypatch: py
     config = tmp_path / "more.yaml"
     init_args = {"inner_solver": {"max_steps": 2}, "linear_solver": {"rtol": 0.01}, "curvature": {}}
     chosen = {kind: {"class_path": name, "init_args": init_args[kind]} for kind, name in zip(NAMES, names, strict=True)}
-    adapt = ["layers.2.*"] if {"Newton", "Exact"} & set(names) else ["*"]  # which know the inverse of a linear head alone
+    adapt = (
+        ["layers.2.*"] if {"Newton", "Exact"} & set(names) else ["*"]
+    )  # which know the inverse of a linear head alone
     model = {"adapt": adapt, "adaptation": {"class_path": "Implicit", "init_args": chosen}}
     config.write_text(yaml.safe_dump({"model": model}))
     main(["fit", *small, "--config", str(config), "--trainer.fast_dev_run", "true"])

@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 from imaml_lightning.episode import IGNORED, Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.problem.batching import per_task
-from imaml_lightning.problem.network import hooked
 from imaml_lightning.problem.rows import looking, some
+from imaml_lightning.problem.tensors import hooked
 
 #: Of z ``[example, output]`` and y, a loss.
 Criterion = Callable[[Tensor, Tensor], Tensor]
