@@ -49,7 +49,7 @@ class OuterSteps(LightningModule):
         self.unreached: set[str] = set()
 
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
-        trained = [p for p in self.parameters() if p.requires_grad]
+        trained = [*self._trained().values()]
         try:
             optimizer = self.optimizer(iter(trained))
             check_positive("model.optimizer.init_args", lr=optimizer.param_groups[0]["lr"])
@@ -114,7 +114,7 @@ class OuterSteps(LightningModule):
         # Under 16-mixed the gradients are still multiplied by the loss scale here; the optimizer's step divides it out.
         scaler, scale = getattr(self.trainer.precision_plugin, "scaler", None), self._loss_scale()
         limit = float("inf") if self.clip_norm is None else self.clip_norm * scale
-        norm = nn.utils.clip_grad_norm_((p for p in self.parameters() if p.requires_grad), limit) / scale
+        norm = nn.utils.clip_grad_norm_(self._trained().values(), limit) / scale
         finite = bool(norm.isfinite())
         if finite or scaler:  # a scaler skips by itself, and then lowers its scale
             optimizer.step()

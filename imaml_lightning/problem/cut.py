@@ -106,8 +106,10 @@ class Cut:
         if self._apart is not False:
             return tuple(torch.stack([self._evaluate(task) for task in x]) for x in sets)
         images = torch.cat([x.flatten(0, 1) for x in sets])
-        remembers = self.memory is not None and not torch.is_grad_enabled() and images.device.type == "cpu"
-        together = self.memory.of(images, self._evaluate) if remembers and self.memory else self._evaluate(images)
+        if self.memory is not None and not torch.is_grad_enabled() and images.device.type == "cpu":
+            together = self.memory.of(images, self._evaluate)
+        else:
+            together = self._evaluate(images)
         parts = together.split([x.shape[0] * x.shape[1] for x in sets])
         return tuple(part.unflatten(0, x.shape[:2]) for part, x in zip(parts, sets, strict=True))
 

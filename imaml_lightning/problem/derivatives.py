@@ -58,9 +58,9 @@ class Derivatives(ABC):
     def __init__(self, network: FlatNetwork, examples: Examples, criterion: nn.Module) -> None:
         self.network, self.examples, self.criterion = network, examples, criterion
 
-    @abstractmethod
     def value(self, phi: Tensor) -> Tensor:
         """L_S ``[task]``, differentiable once."""
+        return task_losses(self.criterion, self.network.tasks(phi, self.examples.x), self.examples)
 
     @abstractmethod
     def value_and_gradient(self, phi: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,9 +82,6 @@ class Derivatives(ABC):
 
 class ByAutograd(Derivatives):
     """For any network: autograd, several tasks at once by ``torch.func.vmap``."""
-
-    def value(self, phi: Tensor) -> Tensor:
-        return task_losses(self.criterion, self.network.tasks(phi, self.examples.x), self.examples)
 
     def value_and_gradient(self, phi: Tensor) -> tuple[Tensor, Tensor]:
         phi = phi.detach().requires_grad_()
@@ -135,9 +132,6 @@ class _WithoutGraph(Derivatives):
 class WrittenOut(_WithoutGraph):
     """For a network that evaluates many tasks at once and has its derivatives written out (``FlatNetwork.fold``)."""
 
-    def value(self, phi: Tensor) -> Tensor:
-        return task_losses(self.criterion, self.network.tasks(phi, self.examples.x), self.examples)
-
     def value_and_gradient(self, phi: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             folded = self.fold(phi.detach())
@@ -182,9 +176,6 @@ class Compiled(_WithoutGraph):
     ) -> None:
         super().__init__(network, examples, criterion)
         self.functions = functions
-
-    def value(self, phi: Tensor) -> Tensor:
-        return task_losses(self.criterion, self.network.tasks(phi, self.examples.x), self.examples)
 
     def value_and_gradient(self, phi: Tensor) -> tuple[Tensor, Tensor]:
         return self.functions.value_and_gradient(phi, *self.examples)
