@@ -75,7 +75,7 @@ class Variant:
     """What is adapted, and how that is differentiated."""
 
     adaptation: Callable[[], Adaptation]
-    inner: Callable[[], nn.Module | None] = lambda: None  # the support set's criterion
+    inner: Callable[[], nn.Module | None] = lambda: None  # the support set's criterion; None is the query set's
     adapt: tuple[str, ...] = ("head.*",)
     norm: str | tuple[str, ...] = "running"
     bias: bool = False
@@ -87,8 +87,12 @@ class Variant:
     average: bool = False
 
 
-def exact() -> Implicit:
-    return Implicit(Newton(), Exact(), Hessian(), ProximalTerm(0.1, learn=True))
+def exact(strength: float = 1.0) -> Implicit:
+    return Implicit(Newton(), Exact(), Hessian(), ProximalTerm(strength, learn=True))
+
+
+def one_hot(learn: bool = True) -> nn.Module:
+    return OneHotSquaredError(40.0, learn)
 
 
 def cross_entropy() -> nn.Module:
@@ -101,14 +105,17 @@ def deeper(linear: type, learn: bool = True) -> Implicit:
     return Implicit(descent, ConjugateGradient(5, 1e-2), linear(), ProximalTerm(1.0, "tensor", learn=learn))
 
 
-HEAD = Variant(exact, OneHotSquaredError)
+HEAD = Variant(exact, one_hot)
 LAST = ("body.3.*", "head.*")
 BLOCK = Variant(lambda: deeper(GaussNewton), cross_entropy, LAST, ("running",) * 3 + ("batch",))
 ALL = replace(BLOCK, adapt=("*",), norm="batch", way=20, folds=1)
 VARIANTS = {
     "head": HEAD,
-    "head-cross-entropy": Variant(exact, cross_entropy),
-    "head-first-order": Variant(lambda: FirstOrder(Newton(), ProximalTerm(0.1)), lambda: OneHotSquaredError(learn=False)),
+    "head-wide": replace(
+        HEAD, filters=(32, 64, 128, 128), way=60, augment=Augment(False, rotation=10, scale=0.15, shear=0.15, shift=1.5), average=True,
+    ),
+    "head-cross-entropy": Variant(lambda: exact(0.01), cross_entropy),
+    "head-first-order": Variant(lambda: FirstOrder(Newton(), ProximalTerm(1.0)), lambda: one_hot(learn=False)),
     "head-maml": Variant(lambda: Unrolled(SGD(100.0), steps=5, learned=[Learned("lr")]), nn.CrossEntropyLoss),
     "head-prototypes": Variant(Prototypes, bias=True),
     "head-no-folds": replace(HEAD, folds=1),
