@@ -30,11 +30,12 @@ from imaml_lightning import EpisodeDataModule, InnerObjective, MetaLearner, Prox
 from imaml_lightning.adaptation import Adaptation, Adapted, FirstOrder, Implicit, Unrolled
 from imaml_lightning.cli.freed_memory import keep_freed_memory
 from imaml_lightning.data import Augment, Omniglot
-from imaml_lightning.inner import GradientDescent, Newton
+from imaml_lightning.inner import GradientDescent, HessianFree, Newton
 from imaml_lightning.linear import ConjugateGradient, Exact
 from imaml_lightning.models import AnyWay, Conv4, OneHotSquaredError
 from imaml_lightning.optimizers import SGD, Learned
 from imaml_lightning.problem import GaussNewton, Hessian, Result, Solution
+from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.run.callbacks import MovingAverage, StartFrom
 
 SETTINGS = ("5w1s", "5w5s", "20w1s", "20w5s")
@@ -105,10 +106,26 @@ def deeper(linear: type, learn: bool = True) -> Implicit:
     return Implicit(descent, ConjugateGradient(5, 1e-2), linear(), ProximalTerm(1.0, "tensor", learn=learn))
 
 
+class HeadAndBlock(ProximalTerm):
+    """λ = 1 for the last adapted tensor, the head, and 1e5 for the others, for a loss as large as targets of 40 make it."""
+
+    def __init__(self, learn: bool) -> None:
+        super().__init__(1e5, "tensor", learn)
+
+    def fit_to(self, network: FlatNetwork) -> None:
+        super().fit_to(network)
+        self.raw.data[-1] = self._raw(1.0, 1).item()
+
+
 HEAD = Variant(exact, one_hot)
 LAST = ("body.3.*", "head.*")
 BLOCK = Variant(lambda: deeper(GaussNewton), cross_entropy, LAST, ("running",) * 3 + ("batch",))
 ALL = replace(BLOCK, adapt=("*",), norm="batch", way=20, folds=1)
+STEPS = HessianFree(cg_steps=5, max_steps=3)
+FIXED = Variant(
+    lambda: Implicit(STEPS, ConjugateGradient(5, 1e-2), GaussNewton(), HeadAndBlock(learn=True)),
+    one_hot, LAST, ("running",) * 3 + ("fixed",),
+)  # fmt: skip
 VARIANTS = {
     "head": HEAD,
     "head-wide": replace(
@@ -123,6 +140,8 @@ VARIANTS = {
     "block-hessian": replace(BLOCK, adaptation=lambda: deeper(Hessian)),
     "block-first-order": replace(BLOCK, adaptation=lambda: FirstOrder(GradientDescent(0.02, 10), ProximalTerm(1.0))),
     "block-maml": replace(BLOCK, adaptation=lambda: Unrolled(SGD(0.02), steps=5, learned=[Learned("lr", "tensor")])),
+    "fixed-block-gauss-newton": FIXED,
+    "fixed-block-first-order": replace(FIXED, adaptation=lambda: FirstOrder(STEPS, HeadAndBlock(learn=False)), inner=lambda: one_hot(False)),
     "all-gauss-newton": ALL,
     "all-first-order": replace(ALL, adaptation=lambda: FirstOrder(GradientDescent(0.02, 10), ProximalTerm(1.0))),
     "all-maml": replace(ALL, adaptation=lambda: Unrolled(SGD(0.02), steps=5, learned=[Learned("lr", "tensor")])),
