@@ -13,8 +13,8 @@ from imaml_lightning.episode import Episode
 from imaml_lightning.errors import UsageError
 from imaml_lightning.inner import InnerSolver
 from imaml_lightning.learner.meta_learner import MetaLearner
-from imaml_lightning.learner.modes import answering
 from imaml_lightning.learner.targets import settled
+from imaml_lightning.problem.modes import answering
 from imaml_lightning.problem.objective import InnerObjective, LinearisedObjective
 from imaml_lightning.problem.solution import Solution
 

@@ -23,10 +23,10 @@ from imaml_lightning.errors import UsageError
 from imaml_lightning.learner.advice import advice, outcome
 from imaml_lightning.learner.criterion import ByTargets, check_criterion
 from imaml_lightning.learner.meta_learner import MetaLearner
-from imaml_lightning.learner.modes import answering
 from imaml_lightning.learner.targets import is_one_hot
 from imaml_lightning.problem.batching import per_task
 from imaml_lightning.problem.losses import task_losses
+from imaml_lightning.problem.modes import answering
 
 _BLOCK = 256  # query examples that go through the network at once
 _HELD_OUT = 100  # most examples that are left out in turn

@@ -20,8 +20,8 @@ from imaml_lightning.evaluation.diagnostics import usable
 from imaml_lightning.learner.checkpoint import CONFIG_KEY, TRUSTED, check_trusted, named_classes, read_checkpoint
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.learner.metrics import EpisodeMean
-from imaml_lightning.learner.modes import answering
 from imaml_lightning.problem.batching import per_task
+from imaml_lightning.problem.modes import answering
 
 
 def load(path: str | Path, trust: Sequence[str] = ()) -> tuple[MetaLearner, EpisodeDataModule]:

@@ -9,7 +9,7 @@ from imaml_lightning.episode import Episode
 from imaml_lightning.errors import UsageError
 from imaml_lightning.evaluation.diagnostics import usable
 from imaml_lightning.learner.meta_learner import MetaLearner
-from imaml_lightning.learner.modes import answering
+from imaml_lightning.problem.modes import answering
 from imaml_lightning.problem.proximal import ProximalTerm
 
 
