@@ -131,7 +131,7 @@ class Predictor:
             adapted = [learner.adaptation(each) for learner, each in zip(learners, objectives, strict=True)]
             self.phis = [one.phi for one in adapted]
             self._stationarity = float(np.mean([one.stationarity.item() for one in adapted]))
-            outcomes = [outcome(each, phi) for each, phi in zip(objectives, self.phis, strict=True)]
+            outcomes = [outcome(each, one.linearised) for each, one in zip(objectives, adapted, strict=True)]
             self._growth = float(np.mean([each["inner_growth"].item() for each in outcomes]))
             self._diverged = any(each["inner_diverged"].item() for each in outcomes)
         self._left_out: list[Tensor] | None = None

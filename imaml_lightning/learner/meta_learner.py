@@ -220,7 +220,7 @@ class MetaLearner(Restorable, OuterSteps):
                 adapted = self.adaptation(objective)
                 judged = self.judge_on(adapted.phi, chunk.query)
                 figures = self._task_figures(chunk, adapted, objective.theta, judged)
-                self.scoreboard.update(figures | outcome(objective, adapted.phi), setting)
+                self.scoreboard.update(figures | outcome(objective, adapted.linearised), setting)
 
     def _log_scores(self, stage: str) -> None:
         for path, value in self.scoreboard.figures().items():
