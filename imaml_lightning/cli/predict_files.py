@@ -18,7 +18,8 @@ from imaml_lightning.data.features import Features
 from imaml_lightning.data.images import PictureReader, class_folders, image_files, warn_of_other_files
 from imaml_lightning.data.table import NO_LABEL, SUFFIXES, read_table
 from imaml_lightning.errors import DataError, UsageError
-from imaml_lightning.evaluation.predictor import Predictor, adapt, load
+from imaml_lightning.evaluation.loading import load
+from imaml_lightning.evaluation.predictor import Predictor, adapt
 from imaml_lightning.inner import InnerSolver
 from imaml_lightning.learner.checkpoint import find_checkpoint
 from imaml_lightning.learner.meta_learner import MetaLearner
