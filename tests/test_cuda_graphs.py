@@ -23,7 +23,7 @@ from imaml_lightning.inner import (
 from imaml_lightning.linear import ConjugateGradient, Dense, Minres, Neumann, Nystrom
 from imaml_lightning.models import MLP, Conv4
 from imaml_lightning.problem.curvature import FiniteDifference, GaussNewton, Hessian
-from imaml_lightning.problem.rows import unseen
+from imaml_lightning.problem.rows import no_sync
 from imaml_lightning.run.callbacks import CUDAGraphs
 from imaml_lightning.run.callbacks import cuda_graphs as module
 
@@ -74,7 +74,7 @@ def test_looking_is_found_out(nowhere: str) -> None:
 def test_inner_solvers_look_at_nothing(adaptation, nowhere: str) -> None:
     learner = MetaLearner(Conv4(way=5, filters=4, size=16), adaptation).to(nowhere)
     part = Examples(torch.rand(3, 5, 1, 16, 16), torch.arange(5).expand(3, -1))
-    with unseen():
+    with no_sync():
         seen = meta_step(learner, on(nowhere, Episode(part, part)))
     assert {figure.device.type for figure in seen.values()} == {nowhere}
 
@@ -85,7 +85,7 @@ def test_linear_solvers_look_at_nothing(linear, curvature, nowhere: str) -> None
     def adaptation() -> Implicit:
         return Implicit(GradientDescent(max_steps=2), linear, curvature, ProximalTerm(per="tensor", learn=True))
 
-    with unseen():
+    with no_sync():
         for learner, episode in (
             (MetaLearner(smooth_conv(norm=True), adaptation()), images()),
             (MetaLearner(MLP(2, 1, [4]), adaptation(), nn.MSELoss()), points()),
@@ -103,7 +103,7 @@ def test_not_looking_changes_no_number(inner, linear) -> None:
     torch.manual_seed(0)
     learner = MetaLearner(smooth_conv().double(), Implicit(inner, linear, GaussNewton())).double()
     looked = meta_step(learner, images())
-    with unseen():
+    with no_sync():
         blind = meta_step(learner, images())
     assert looked.keys() == blind.keys()
     for key, value in looked.items():
@@ -117,7 +117,7 @@ class Rerun:
         self.again = again
 
     def replay(self) -> None:
-        with unseen():
+        with no_sync():
             for place, value in self.again():
                 place.copy_(value)
 

@@ -163,21 +163,6 @@ def test_iterates_are_those_of_scipy(solver: type, reference, spectrum: str, ste
     np.testing.assert_allclose(solution.value.numpy(), np.stack(expected), rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["cg", "cg_nystrom", "minres", "neumann"])
-def test_warm_starts(name: str) -> None:
-    system = System.of(SPECTRA["convex"])
-    product, rhs = system.arguments(torch.float64)
-    cold = SOLVERS[name].solve(product, rhs)
-    warm = SOLVERS[name].solve(product, rhs, start=cold.value)
-    assert (warm.steps == 0).all()
-    near = SOLVERS[name].solve(product, rhs, start=0.9 * cold.value)
-    check_claims(system, near)
-    assert codes(near) == [Result.CONVERGED] * 3
-    assert (near.steps <= cold.steps).all()
-    zero = SOLVERS[name].solve(product, torch.zeros_like(rhs), start=cold.value)
-    assert (zero.value == 0).all()
-
-
 def test_a_claim_that_rounding_made_is_withdrawn() -> None:
     """In float32 with κ = 1e5 the recurrence of CG reaches 1e-6, the truth does not: no task may claim it."""
     system = System.of(np.logspace(-2.5, 2.5, SIZE))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imaml_lightning.problem.rows import select, some
+from imaml_lightning.problem.rows import any_left, select
 from imaml_lightning.problem.solution import Result, Solution
 
 
@@ -38,7 +38,7 @@ class Progress:
     @property
     def over(self) -> bool:
         """Whether no task moves on. The answer waits for the device, so it is asked only where it can be yes early."""
-        return self.rtol > 0 and not some(self.result == Result.STEP_LIMIT)
+        return self.rtol > 0 and not any_left(self.result == Result.STEP_LIMIT)
 
     def give_up(self, tasks: Tensor) -> None:
         """End ``tasks [task, 1]``: the line search finds no lower point."""

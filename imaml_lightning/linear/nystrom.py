@@ -42,7 +42,7 @@ class Nystrom(LinearSolver):
         check_at_least(1, "linear_solver", rank=self.rank)
         check_fraction("linear_solver", rtol=self.rtol)
 
-    def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
+    def solve(self, product: Product, rhs: Tensor) -> Solution:
         picture = sketch(product, rhs, self.rank, self.seed)
         length = norm(rhs)
         definite = picture.definite() & length.isfinite() & (length > 0)
