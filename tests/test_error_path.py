@@ -40,7 +40,7 @@ MISTYPED = {
     "data check: a number": (["data", "check", "--data.way", "many"], "give a whole number"),
     "data check: what a class needs": (["data", "check", *TABLE], "give --data.source.target"),
     "data check: no such file": (["data", "check", "--config", "x.yaml"], "--config x.yaml does not exist"),
-    "data check: refused by a constructor": (["data", "check", "--data.shot", "0"], "--data.shot must be at least 1"),
+    "data check: refused by a constructor": (["data", "check", "--data.shot", "0"], "shot must be at least 1, got 0: set --data.shot"),
     "predict: what it needs": (["predict", "--support", "x"], "give --ckpt_path and --query"),
     "predict: an option": (["predict", "--support", "x", "--quary", "y"], "did you mean --query"),
     "predict: no such file": (["predict", "--support=x", "--query=y", "--ckpt_path=z"], "checkpoint z does not exist"),
