@@ -137,7 +137,7 @@ class LinearisedObjective:
         """v ↦ (∇²_φφ G + damping I)⁻¹ v, exactly.
 
         Raises:
-            UsageError: it is not known: what is adapted is more than a linear layer, or ∇²R is no diagonal.
+            UsageError: it is not known: what is adapted is more than a linear layer.
         """
         if not isinstance(self.loss, LinearisedHead):
             raise UsageError(
