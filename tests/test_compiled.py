@@ -91,7 +91,9 @@ def test_training_through_the_trainer() -> None:
 @quiet
 def test_any_number_of_classes() -> None:
     def learner() -> MetaLearner:
-        return MetaLearner(nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.Tanh(), AnyWay(6, learn_start=True))).double()
+        return MetaLearner(
+            nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.Tanh(), AnyWay(6, learn_start=True))
+        ).double()
 
     expected, compiled = fit(learner(), images()), learner()
     torch.testing.assert_close(fit(compiled, images(), Compiled("eager")), expected)

@@ -103,7 +103,18 @@ def test_continued_training_gives_its_rates_their_gradient_and_theta_none() -> N
 def test_the_command_line_learns_rates() -> None:
     config = ["--trust", "tiny_data,_ordinary_training", "--config", str(BENCHMARKS / "learned_rate.yaml")]
     source = ["--data.source.init_args.source", "tiny_data.Tiny", "--data.source.init_args.held_out", "2"]
-    sizes = ["--data.way", "3", "--data.tasks", "1", "--data.shot", "10", "--data.query", "6", "--data.val_episodes", "1"]
+    sizes = [
+        "--data.way",
+        "3",
+        "--data.tasks",
+        "1",
+        "--data.shot",
+        "10",
+        "--data.query",
+        "6",
+        "--data.val_episodes",
+        "1",
+    ]
     network = [f"--model.network.init_args.{option}" for option in ("growth=2", "size=8", "blocks=[1,1]")]
     learner = fit(*config, *source, *sizes, *network, tiny=TINY[-6:])
     assert moved(learner) >= {"adaptation.learned.lr.raw", "network.head.weight", "network.head.bias"}

@@ -39,9 +39,7 @@ def check_network(source: EpisodeSource, settings: Sequence[Setting], learner: L
         )
 
 
-def check_padding(
-    source: EpisodeSource, settings: Sequence[Setting], learner: LightningModule, training: bool
-) -> None:
+def check_padding(source: EpisodeSource, settings: Sequence[Setting], learner: LightningModule, training: bool) -> None:
     """Refuse a network that would take padding for examples.
 
     Raises:

@@ -36,6 +36,7 @@ from imaml_lightning.data.torchmeta.class_datasets import (
 )
 from imaml_lightning.errors import DataError
 
+
 class _Set(NamedTuple):
     """One of torchmeta's class data sets, and the archive that it is made of."""
 
