@@ -99,9 +99,9 @@ class Unrolled(Adaptation):
     def walk(self) -> Walk:
         """The steps, with the hyper-parameters and from the moments as they are now."""
         if not self.outer_moments or not self.outer_steps:
-            return Walk(self.optimizer, self.learned)
+            return Walk(self.optimizer, dict(self.learned.items()))
         moments = {name: self.get_buffer(f"outer_{name}") for name in self.optimizer.moments}
-        return Walk(self.optimizer, self.learned, moments, int(self.outer_steps))
+        return Walk(self.optimizer, dict(self.learned.items()), moments, int(self.outer_steps))
 
     def segments(self, exact_from: int, steps: int) -> list[range]:
         """The steps in consecutive parts; φ at the end of each is kept, and with ``checkpoint`` nothing between."""

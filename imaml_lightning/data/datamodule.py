@@ -47,7 +47,7 @@ class EpisodeDataModule(LightningDataModule):
         on_device: keep the whole bank in the device's memory and gather images there: for GPUs with room for it.
 
     Raises:
-        UsageError: an option has no sense, before any data is touched.
+        UsageError: an option makes no sense; raised before any data is touched.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from imaml_lightning.problem.solution import Result, Solution
 
 
 class Progress:
-    """The book that every inner solver keeps, one row a task.
+    """The status of every task, which all inner solvers share: one row a task.
 
     A task stops when ‖∇G‖ ≤ rtol ‖∇G(start)‖, or where its gradient is no longer finite: it then goes back to ``good``,
     its last point with a finite gradient, and stays there. With rtol = 0 only a gradient of exactly zero converges.

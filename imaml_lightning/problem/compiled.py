@@ -79,7 +79,7 @@ class CompiledDerivatives:
         return criterion is self.criterion and (masked is not None or not any_left(~examples.real()))
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        # Shapes are few and stay, so each may have code of its own; one graph or none, or parts would be slow unseen.
+        # There are few shapes, so each gets code of its own. One graph or none: else parts would run uncompiled without a word.
         fast = torch.compile(function, dynamic=False, fullgraph=True, backend=self.backend)
 
         @torch.no_grad()

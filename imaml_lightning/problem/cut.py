@@ -23,8 +23,8 @@ class Cut:
     - chains of modules, of which each takes what the last one gives: ``nn.Sequential``, and networks whose class has a method
       ``chain`` beside its ``forward`` (the package's own have). Nested chains are taken apart, so the cut may lie
       between the layers of a block;
-    - any other network one of whose modules holds all that is adapted and gives the network's output (a head). That it
-      does is looked at in every evaluation, and if not the network is whole from then on, with a warning.
+    - any other network one of whose modules holds all that is adapted and gives the network's output (a head). Every
+      evaluation checks that it does; if not, the network is whole from then on, with a warning.
 
     Where neither holds, or something waits to be called around a chain (hooks), the network stays whole: ``features(x)`` is x.
 

@@ -43,14 +43,14 @@ def task_losses(criterion: nn.Module, outputs: Tensor, examples: Examples) -> Te
         together = _together(criterion, outputs, examples.y)
         if together is not None:
             return together
-    # Where nothing may be looked at, padding makes an unknown criterion not a number, which is seen.
+    # Within no_sync padding goes into an unknown criterion; its loss is then not a number, which does not go unnoticed.
     losses = per_task(masked if padded and masked else criterion, outputs, examples.y)
     _check_shape(criterion, losses.shape[1:])
     return losses
 
 
 def _together(criterion: Any, z: Tensor, y: Tensor) -> Tensor | None:
-    """The criterion of all tasks ``[task]`` in a few operations, where vmap takes ten times as long to say what they are.
+    """The criterion of all tasks ``[task]`` in a few operations; vmap takes ten times as long to launch the same ones.
 
     Only for torch's own losses, as they are, that are a mean or sum over examples; None for all others. A criterion with a
     method ``alike(classes)`` beside its ``forward`` says which of them it is.
@@ -81,7 +81,7 @@ def _check_shape(criterion: nn.Module, shape: torch.Size) -> None:
 
 
 def without_padding(criterion: nn.Module, classes: bool) -> Criterion | None:
-    """The criterion of one task that leaves padding out without looking where it is; None if that is not known.
+    """The criterion of one task that leaves padding out, without reading on the host where it is; None if that is not known.
 
     Args:
         criterion: of outputs and targets; it may have a method ``without_padding(classes)`` that answers for it.

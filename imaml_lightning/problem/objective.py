@@ -49,7 +49,7 @@ class InnerObjective:
         return self._under_autocast if torch.is_autocast_enabled(self.theta.device.type) else self._as_it_is
 
     def _choose(self) -> Derivatives:
-        """The first way of these that computes just this network."""
+        """The first of these ways that computes exactly this network."""
         here = self.network, self.support, self.criterion
         if self.compiled and self.compiled.are_of(self.criterion, self.support):
             return Compiled(*here, self.compiled)
