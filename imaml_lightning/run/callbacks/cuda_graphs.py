@@ -45,7 +45,7 @@ class Captured:
 
     A meta-step is thousands of small kernels, which Python launches more slowly than a GPU runs them. One recording
     is made for each choice of shapes, types and key. The work may read and write tensors besides its inputs if
-    they stay in place, as parameters do; it must not look at any number (``rows.no_sync`` sees to it for solvers).
+    they stay in place, as parameters do; it must not read tensor values on the host (``rows.no_sync`` sees to it for solvers).
 
     Args:
         work: from a key and tensors to named tensors.
