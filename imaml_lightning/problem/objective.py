@@ -49,7 +49,7 @@ class InnerObjective:
         return self._under_autocast if torch.is_autocast_enabled(self.theta.device.type) else self._as_it_is
 
     def _choose(self) -> Derivatives:
-        """The first way of these that computes just this network."""
+        """The first of these ways that computes exactly this network."""
         here = self.network, self.support, self.criterion
         if self.compiled and self.compiled.are_of(self.criterion, self.support):
             return Compiled(*here, self.compiled)
@@ -119,6 +119,11 @@ class LinearisedObjective:
         self.proximal_gradient = objective.proximal.product(loss.phi - objective.theta)
         self.gradient = loss.gradient + self.proximal_gradient
 
+    @torch.no_grad()
+    def value(self) -> Tensor:
+        """G ``[task]``, without a graph."""
+        return self.loss.loss.detach() + self._objective.proximal(self.phi.detach(), self._objective.theta)
+
     def proximal_hvp(self, u: Tensor) -> Tensor:
         """∇²R u ``[task, param]``."""
         return self._objective.proximal.product(u).detach()
@@ -132,7 +137,7 @@ class LinearisedObjective:
         """v ↦ (∇²_φφ G + damping I)⁻¹ v, exactly.
 
         Raises:
-            UsageError: it is not known: what is adapted is more than a linear layer, or ∇²R is no diagonal.
+            UsageError: it is not known: what is adapted is more than a linear layer.
         """
         if not isinstance(self.loss, LinearisedHead):
             raise UsageError(
