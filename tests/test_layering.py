@@ -85,7 +85,3 @@ def test_files_and_functions_are_short(path: Path) -> None:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert (node.end_lineno or 0) - node.lineno < 50, f"{node.name} is longer than 50 lines"
-
-
-def test_the_package_has_few_rooms() -> None:
-    assert len([path for path in ROOT.iterdir() if path.name != "__pycache__"]) <= 17

@@ -130,7 +130,7 @@ def obstacle(learner: MetaLearner) -> str | None:
         return f"it needs a CUDA device and this is a {learner.device.type}"
     if learner.trainer.world_size > 1:
         return "several ranks cannot exchange gradients inside a recording"
-    if getattr(learner.trainer.precision_plugin, "scaler", None):
+    if learner.scaler:
         return "16-mixed changes its loss scale from step to step (bf16-mixed has none)"
     if not learner.cut.whole:
         return "the shared part of the network is evaluated outside of what is recorded"
