@@ -24,6 +24,7 @@ from imaml_lightning.cli.defaults import DEFAULT_NAME, DEFAULT_OUTPUT, DEFAULTS,
 from imaml_lightning.cli.from_data import fill_in
 from imaml_lightning.cli.help import topic
 from imaml_lightning.cli.long_help import print_options
+from imaml_lightning.cli.own_size import read_in_own_size
 from imaml_lightning.cli.report import adaptation_lines, described, figures_lines, print_summary, write_predictions
 from imaml_lightning.data import EpisodeDataModule, Split
 from imaml_lightning.errors import DataError, UsageError
@@ -32,7 +33,9 @@ from imaml_lightning.learner.checkpoint import CONFIG_KEY, WholeCheckpoints, fin
 from imaml_lightning.learner.criterion import check_criterion
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.learner.scoreboard import validation_figures
-from imaml_lightning.run.callbacks import PlainProgress, ProgressBar
+from imaml_lightning.models import weights_follow
+from imaml_lightning.run.callbacks import FeatureBank, PlainProgress, ProgressBar
+from imaml_lightning.run.callbacks.feature_bank import can_keep
 from imaml_lightning.run.folder import RunFolder
 from imaml_lightning.run.signals import Signals
 
@@ -127,6 +130,7 @@ class CommandLine(LightningCLI):
             steps = options[section][name]
             if steps is not None and steps < 1:
                 raise UsageError(f"--{section}.{name} is {steps}: give at least 1")
+        read_in_own_size(options, self.given)
         if self.saved:
             self._dump_config()
             check_restored(self.saved[CONFIG_KEY], self.config_dump, resumes=self.subcommand == "fit")
@@ -143,7 +147,8 @@ class CommandLine(LightningCLI):
             UsageError: for whatever one of their constructors refuses.
         """
         try:
-            super().instantiate_classes()
+            with weights_follow(self.saved is not None):
+                super().instantiate_classes()
             self.model.configure_optimizers()  # Lightning asks for it after the data, and a bad rate is refused there
         except Exception as error:
             raise refusal(error) or UsageError(
@@ -176,6 +181,8 @@ class CommandLine(LightningCLI):
         self.datamodule.check_network(self.model, training=self.subcommand == "fit")
         self._check_criterion()
         self.trainer.strategy.checkpoint_io = WholeCheckpoints(callbacks=self.subcommand == "fit")
+        if can_keep(self.model, self.datamodule) and not any(isinstance(c, FeatureBank) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            self.trainer.callbacks.append(FeatureBank())  # type: ignore[attr-defined]
         if self.subcommand != "fit":
             return
         options = self.config.fit
@@ -216,7 +223,8 @@ class CommandLine(LightningCLI):
         if changed:
             self._set_seed()
             part = Namespace({self.subcommand: Namespace(model=options.model), "subcommand": self.subcommand})
-            self.model = self.parser.instantiate(part)[self.subcommand].model
+            with weights_follow(self.saved is not None):
+                self.model = self.parser.instantiate(part)[self.subcommand].model
 
     def _check_criterion(self) -> None:
         query = self.datamodule.episode("train", 0).query
