@@ -55,15 +55,16 @@ class Adapted:
     @cached_property
     def inner(self) -> Solution:
         """The inner solve, certified by ‖∇_φ G‖ at φ."""
-        return self._solution.certified(self._linearised.gradient.detach().norm(dim=1))
+        return self._solution.certified(self.linearised.gradient.detach().norm(dim=1))
 
     @cached_property
     def stationarity(self) -> Tensor:
         """‖∇_φ G‖ / ‖∇L_S‖ at φ ``[task]``."""
-        return self._linearised.stationarity()
+        return self.linearised.stationarity()
 
     @cached_property
-    def _linearised(self) -> LinearisedObjective:
+    def linearised(self) -> LinearisedObjective:
+        """The inner problem linearised at φ, by which both solves are certified."""
         return self._at or self._objective.linearise(self._solution.value)
 
 

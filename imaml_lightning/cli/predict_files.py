@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ from imaml_lightning.data.features import Features
 from imaml_lightning.data.images import PictureReader, class_folders, image_files, warn_of_other_files
 from imaml_lightning.data.table import NO_LABEL, SUFFIXES, read_table
 from imaml_lightning.errors import DataError, UsageError
-from imaml_lightning.evaluation.predictor import Predictor, adapt, load
+from imaml_lightning.evaluation.loading import load
+from imaml_lightning.evaluation.predictor import Predictor, adapt
 from imaml_lightning.inner import InnerSolver
 from imaml_lightning.learner.checkpoint import find_checkpoint
 from imaml_lightning.learner.meta_learner import MetaLearner
+from imaml_lightning.learner.whole_file import whole_file
 
 
 def main(args: Sequence[str]) -> None:
@@ -83,15 +84,19 @@ def predict_files(
             _solve_by(inner_solver, learner)
     predictor = adapt(learners, x, y, labels)
     _write(Path(predictions), predictor, asked, index, saved[0].get("scaler"))
+    _say(predictor, asked, saved[0].get("scaler"))
+    print(f"predictions      {len(asked)} in {predictions}")
+    return predictor
+
+
+def _say(predictor: Predictor, asked: np.ndarray, scaler: Mapping[str, Any] | None) -> None:
+    """Whether adaptation helped, by which protocol, and in which units."""
     print(predictor.report())
     if protocols := _protocols(predictor, asked):
         print(f"protocol         {protocols}")
-    if "scaler" in saved[0]:
-        print(
-            f"units            errors above are in units of the training target's deviation, {saved[0]['scaler']['scale'][0]:.4g}"
-        )
-    print(f"predictions      {len(asked)} in {predictions}")
-    return predictor
+    if scaler:
+        scale = scaler["scale"][0]
+        print(f"units            errors above are in units of the training target's deviation, {scale:.4g}")
 
 
 def _solve_by(solver: InnerSolver, learner: MetaLearner) -> None:
@@ -186,14 +191,11 @@ def _write(
         header = [name for i in range(outputs.shape[1]) for name in (_numbered("mean", i), _numbered("spread", i))]
         values = np.stack([outputs * scale + mean, spread], 2).reshape(len(outputs), -1)
         rows = [[f"{value:.8g}" for value in row] for row in values]
-    part = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", newline="") as file:
+        with whole_file(path, "x", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([*index, *header])
             writer.writerows([*names, *row] for names, row in zip(zip(*index.values(), strict=True), rows, strict=True))
-        os.replace(part, path)
     except OSError as error:
         raise UsageError(f"cannot write {path} ({error.strerror}): choose another file by --predictions") from error
 

@@ -119,6 +119,11 @@ class LinearisedObjective:
         self.proximal_gradient = objective.proximal.product(loss.phi - objective.theta)
         self.gradient = loss.gradient + self.proximal_gradient
 
+    @torch.no_grad()
+    def value(self) -> Tensor:
+        """G ``[task]``, without a graph."""
+        return self.loss.loss.detach() + self._objective.proximal(self.phi.detach(), self._objective.theta)
+
     def proximal_hvp(self, u: Tensor) -> Tensor:
         """∇²R u ``[task, param]``."""
         return self._objective.proximal.product(u).detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -50,6 +51,12 @@ class FeatureBank(Callback):
         data.features.prepare()
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
+
+
+def feature_bank(learner: LightningModule, data: EpisodeDataModule, callbacks: Sequence[Callback]) -> list[Callback]:
+    """The callback, where it can be of use and is not there yet."""
+    there = any(isinstance(callback, FeatureBank) for callback in callbacks)
+    return [FeatureBank()] if can_keep(learner, data) and not there else []
 
 
 def can_keep(learner: LightningModule, data: EpisodeDataModule) -> bool:

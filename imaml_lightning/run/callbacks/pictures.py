@@ -21,7 +21,7 @@ from imaml_lightning.evaluation.figures import (
     solve_histograms,
 )
 from imaml_lightning.learner.meta_learner import MetaLearner
-from imaml_lightning.learner.modes import answering
+from imaml_lightning.problem.modes import answering
 
 TASKS = 8  # fixed validation tasks that are looked at
 SHEETS = 3  # of which so many are shown as contact sheets

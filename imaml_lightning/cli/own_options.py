@@ -1,6 +1,11 @@
-"""What a command does unless it is told otherwise."""
+"""The options that a command has besides Lightning's, and what all are unless they are given."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # --help need not wait for torch
+    from lightning.pytorch.cli import LightningArgumentParser
 
 DEFAULT_NAME, DEFAULT_OUTPUT = "letters", "runs"
 #: The configuration of a ``fit`` that names no other, nor data, nor anything of the model.
@@ -36,3 +41,29 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "max_steps": 60,
 }
+
+
+def add_own_options(parser: LightningArgumentParser) -> None:
+    """To the parser of a subcommand."""
+    parser.add_argument("--name", default=DEFAULT_NAME, help="Of the experiment; see --output.")
+    parser.add_argument("--output", default=DEFAULT_OUTPUT, help="Runs go to <output>/<name>/<number>/.")
+    parser.add_argument("--untrained", default=False, type=bool, help="Evaluate random weights, without --ckpt_path.")
+    parser.add_argument(
+        "--trust",
+        help="Packages, joined by commas, whose classes may be named by class_path; on the command line only.",
+    )
+    parser.add_argument("--traceback", action="store_true", help="Show where an error comes from.")
+    parser.add_argument(
+        "--best.monitor",
+        type=str | None,
+        help="Figure by which best.ckpt is chosen; null is val/accuracy, in regression val/loss.",
+    )
+    parser.add_argument(
+        "--best.mode",
+        type=Literal["min", "max"] | None,
+        help="Whether less is better; null is as the figure has it.",
+    )
+    parser.add_argument(
+        "--last.every_n_train_steps", default=100, type=int, help="Meta-steps from one last.ckpt to the next."
+    )
+    parser.set_defaults(DEFAULTS)
