@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from imaml_lightning.inner import Newton
-from imaml_lightning.learner.meta_learner import MetaLearner
-from imaml_lightning.linear import Exact
+from imaml_lightning import MetaLearner
 from imaml_lightning.adaptation import Implicit
+from imaml_lightning.inner import Newton
+from imaml_lightning.linear import Exact
 from imaml_lightning.models import Backbone, OneHotSquaredError
 from imaml_lightning.problem import ProximalTerm
 from imaml_lightning.problem.curvature import Hessian
@@ -19,7 +19,9 @@ class Convolutions(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+        )
         self.fc = nn.Linear(24, 1000)
 
 
@@ -52,7 +54,9 @@ class Transformer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, 8, 4, 4)
-        self.blocks = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1, enable_nested_tensor=False)
+        self.blocks = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1, enable_nested_tensor=False
+        )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         tokens = self.blocks(self.patches(x).flatten(2).mT)
@@ -67,6 +71,3 @@ def head_only(network: Backbone) -> MetaLearner:
 
 def pictures(count: int, size: int = 16, seed: int = 0) -> Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-__all__ = ["Convolutions", "Map", "Rows", "Transformer", "head_only", "pictures"]

@@ -26,7 +26,9 @@ def colours() -> EpisodeDataModule:
     y = torch.arange(12).repeat_interleave(8)
     x = (torch.rand(12, 3, 1, 1, generator=g)[y] + 0.2 * torch.randn(96, 3, 16, 16, generator=g)).clamp(0, 1)
     source = ClassTensors((255 * x).to(torch.uint8), y, fractions=(0.5, 0.25, 0.25))
-    return EpisodeDataModule(source, way=3, shot=1, query=3, tasks=4, train_batches=30, val_episodes=20, test_episodes=20)
+    return EpisodeDataModule(
+        source, way=3, shot=1, query=3, tasks=4, train_batches=30, val_episodes=20, test_episodes=20
+    )
 
 
 def fit(network: Backbone, steps: int = 3) -> tuple[nn.Module, dict[str, float]]:

@@ -18,7 +18,13 @@ from imaml_lightning.cli import main
 timm = pytest.importorskip("timm")
 
 SMALL = ["--data.way=3", "--data.query=3", "--data.tasks=2", "--data.train_batches=4", "--data.val_episodes=6"]
-QUICK = [*SMALL, "--data.test_episodes=20", "--trainer.max_steps=8", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+QUICK = [
+    *SMALL,
+    "--data.test_episodes=20",
+    "--trainer.max_steps=8",
+    "--trainer.accelerator=cpu",
+    "--trainer.logger=false",
+]
 
 
 def photos(root: Path, classes: int = 12, each: int = 5, seed: int = 0) -> None:
@@ -56,10 +62,16 @@ def test_a_checkpoint_holds_the_body_and_how_it_sees_pictures(trained: Path) -> 
             torch.testing.assert_close(learner.network.body.network.state_dict()[key], value)
     assert learner.network.frozen
     assert learner.network.body.pixels == 160
-    assert learner.network.body.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert learner.network.body.mean.flatten().tolist() == pytest.approx(
+        list(timm.get_pretrained_cfg("test_resnet").mean)
+    )
     checkpoint = torch.load(trained / "runs/backbone/000/best.ckpt", weights_only=True)
     assert checkpoint["EpisodeDataModule"]["reading"]["shape"] == [3, 160, 160]  # the body's size, which nobody named
-    assert {p.name for p in (trained / "runs/backbone/000").iterdir()} >= {"episode.png", "adaptation.png", "solves.png"}
+    assert {p.name for p in (trained / "runs/backbone/000").iterdir()} >= {
+        "episode.png",
+        "adaptation.png",
+        "solves.png",
+    }
 
 
 def test_test_and_predict_need_the_checkpoint_alone(

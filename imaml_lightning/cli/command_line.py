@@ -33,6 +33,7 @@ from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.models import weights_follow
 from imaml_lightning.run.callbacks import PlainProgress, ProgressBar
 from imaml_lightning.run.callbacks.feature_bank import feature_bank
+from imaml_lightning.run.card import share, write_card
 from imaml_lightning.run.folder import RunFolder
 from imaml_lightning.run.signals import Signals
 
@@ -64,7 +65,8 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; where a checkpoint is named, on top of the configuration that it holds."""
-        given = with_paths(with_first_look(class_first(sys.argv[1:] if args is None else cast(list[str], args))))
+        self.words: list[str] = sys.argv[1:] if args is None else cast(list[str], args)
+        given = with_paths(with_first_look(class_first(self.words)))
         if (about := topic(given)) is not None:
             print_options(parser, given[0], about)
             sys.exit(0)
@@ -208,10 +210,14 @@ class CommandLine(LightningCLI):
         missing = "" if best.stem == "best" else f" (there was no {self.config.fit.best.monitor} to choose a best by)"
         metrics = self.trainer.test(model, kwargs["datamodule"], ckpt_path=best, weights_only=True, verbose=False)[0]
         if self.trainer.is_global_zero:
+            figures, data = self._reached("test", metrics), kwargs["datamodule"]
+            card = write_card(best, model, data, figures, self.words, self.config.fit.licence, self.config_dump)
+            if self.config.fit.log_model:
+                share(self.trainer.loggers, best, card)
             print_summary(
-                self._reached("test", metrics)
+                figures
                 | {
-                    "checkpoint": f"{best}{missing}",
+                    "checkpoint": f"{best}{missing}, with its {card.name}",
                     "logs, pictures": str(self.run.path),
                     "evaluate again": f"python -m imaml_lightning test --ckpt_path {best}",
                 }

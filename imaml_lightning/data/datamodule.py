@@ -96,7 +96,9 @@ class EpisodeDataModule(LightningDataModule):
                 f"--data.on_device needs a bank, which {type(self.source).__name__} has not: leave it out."
             )
         self._on_device: Tensor | None = None
-        self.features: PictureFeatures | None = None  # what batches hold in place of pictures; callbacks.FeatureBank sets it
+        self.features: PictureFeatures | None = (
+            None  # what batches hold in place of pictures; callbacks.FeatureBank sets it
+        )
         self._ready = False
 
     def prepare_data(self) -> None:

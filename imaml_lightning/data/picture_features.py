@@ -72,9 +72,14 @@ class PictureFeatures:
         names = [(split, number) for split, numbers in bank.splits.items() for number in numbers]
         for split, number in progress(names, "Features of each picture, once"):
             pictures = bank.of_class(number)
-            views = [self._of(pictures, rng if self.augment and split == "train" else None) for _ in range(self._count(split))]
+            views = [
+                self._of(pictures, rng if self.augment and split == "train" else None)
+                for _ in range(self._count(split))
+            ]
             every = np.stack(views, 1)
-            yield BankClass(split, bank.names[number], every.repeat(self.views // every.shape[1], 1), bank.groups[number])
+            yield BankClass(
+                split, bank.names[number], every.repeat(self.views // every.shape[1], 1), bank.groups[number]
+            )
 
     def _count(self, split: str) -> int:
         return self.views if split == "train" else 1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from imaml_lightning.errors import UsageError
-from imaml_lightning.models.bodies import Described, described, named_body
+from imaml_lightning.models.bodies import Described, described, leave_out_layer, named_body
 from imaml_lightning.models.heads import AnyWay, UnitLength
 from imaml_lightning.models.weights import follow, load_weights
 
@@ -58,8 +58,12 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         if (name is None) == (body is None):
-            raise UsageError("a Backbone has a name or a body: set one of --model.network.name and --model.network.body")
-        own = named_body(name, weights == "pretrained" and not follow(), body_channels) if name else described(body, without)
+            raise UsageError(
+                "a Backbone has a name or a body: set one of --model.network.name and --model.network.body"
+            )
+        own = named_body(name, weights == "pretrained" and not follow(), body_channels) if name else described(body)
+        if without:
+            leave_out_layer(own.body, without)
         if body is not None and weights == "pretrained":
             raise UsageError("a body of yours has no weights to download: give a file by --model.network.weights")
         if weights is not None and weights != "pretrained" and not follow():
@@ -75,7 +79,8 @@ class Backbone(nn.Module):
         self.body = _Body(own, self.frozen, part, pixels, body_channels, mean, deviation)
         features = self.body.features
         self.neck = nn.Sequential(
-            *([nn.BatchNorm1d(features)] if neck != "none" else []), *([_identity(features)] if neck == "linear" else [])
+            *([nn.BatchNorm1d(features)] if neck != "none" else []),
+            *([_identity(features)] if neck == "linear" else []),
         )
         self.embedding = UnitLength()
         self.head = AnyWay(features)
@@ -106,12 +111,16 @@ class _Body(nn.Module):
         super().__init__()
         self.network, self.part, self.frozen, self.channels = own.body, part, frozen, channels
         if not (pixels or own.pixels):
-            raise UsageError(f"{type(own.body).__name__} does not say in which size it takes pictures: set --model.network.pixels")
+            raise UsageError(
+                f"{type(own.body).__name__} does not say in which size it takes pictures: set --model.network.pixels"
+            )
         self.pixels: int = pixels or own.pixels or 0
         for buffer, given, usual in (("mean", mean, own.mean), ("deviation", deviation, own.deviation)):
             values = torch.tensor([*(given or usual)])
             if len(values) not in (1, channels):
-                raise UsageError(f"{buffer} has {len(values)} numbers and a picture {channels} colours: give one for each")
+                raise UsageError(
+                    f"{buffer} has {len(values)} numbers and a picture {channels} colours: give one for each"
+                )
             self.register_buffer(buffer, values.view(-1, 1, 1))
         self.mean: Tensor
         self.deviation: Tensor
@@ -146,9 +155,13 @@ class _Body(nn.Module):
                     f"{name} returns a {type(output).__name__} without a part {self.part!r}: correct --model.network.part"
                 ) from error
         if not isinstance(output, Tensor):
-            parts = list(output) if isinstance(output, dict) else range(len(output)) if isinstance(output, tuple) else []
+            parts = (
+                list(output) if isinstance(output, dict) else range(len(output)) if isinstance(output, tuple) else []
+            )
             choice = f"say which part, one of {', '.join(map(str, parts))}, by --model.network.part"
-            raise UsageError(f"{name} returns a {type(output).__name__}: {choice if parts else 'let it return a tensor'}")
+            raise UsageError(
+                f"{name} returns a {type(output).__name__}: {choice if parts else 'let it return a tensor'}"
+            )
         if output.ndim == 4:
             output = output.mean((2, 3))
         if output.ndim != 2:

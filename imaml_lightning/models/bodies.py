@@ -52,10 +52,24 @@ def own_pixels(name: str) -> int | None:
     return config.input_size[-1] if config else None
 
 
-def described(body: nn.Module | None, without: str | None) -> Described:
-    """A module of one's own, without its last layer where one is named."""
+def described(body: nn.Module | None) -> Described:
+    """A module of one's own, of which nothing is known."""
     assert body is not None
-    return Described(_without(body, without) if without else body, None, (0.0,), (1.0,))
+    return Described(body, None, (0.0,), (1.0,))
+
+
+def leave_out_layer(body: nn.Module, last: str) -> None:
+    """Put an identity in the place of one of its layers.
+
+    Raises:
+        UsageError: there is no such layer.
+    """
+    owner, _, name = last.rpartition(".")
+    try:
+        body.get_submodule(last)
+        setattr(body.get_submodule(owner), name, nn.Identity())
+    except AttributeError as error:
+        raise UsageError(f"{type(body).__name__} has no layer {last}: correct --model.network.without") from error
 
 
 def _timm(name: str, pretrained: bool, channels: int) -> Described:
@@ -79,22 +93,14 @@ def _torchvision(name: str, pretrained: bool, channels: int) -> Described:
 
     if name not in models.list_models(models):
         near = get_close_matches(name, models.list_models(models), 1)
-        raise UsageError(f"torchvision has no {name}{f', did you mean {near[0]}' if near else ''}: see torchvision.models")
+        raise UsageError(
+            f"torchvision has no {name}{f', did you mean {near[0]}' if near else ''}: see torchvision.models"
+        )
     if channels != 3:
         raise UsageError(f"torchvision's {name} takes 3 colours: leave out --model.network.body_channels")
     body = models.get_model(name, weights="DEFAULT" if pretrained else None)
     last = next((part for part in _CLASSIFIERS if hasattr(body, part)), None)
     if last is None:
         raise UsageError(f"torchvision's {name} has no last layer of a known name: give it as --model.network.body")
-    return Described(_without(body, last), 224, *_IMAGENET)
-
-
-def _without(body: nn.Module, last: str) -> nn.Module:
-    """The body with an identity in the place of one of its layers."""
-    owner, _, name = last.rpartition(".")
-    try:
-        body.get_submodule(last)
-        setattr(body.get_submodule(owner), name, nn.Identity())
-    except AttributeError as error:
-        raise UsageError(f"{type(body).__name__} has no layer {last}: correct --model.network.without") from error
-    return body
+    leave_out_layer(body, last)
+    return Described(body, 224, *_IMAGENET)

@@ -47,9 +47,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file leads its readers to errors of any kind
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"weights {path} cannot be read ({said}): give a .safetensors file or a state_dict") from error
-    while isinstance(content, dict) and (inner := [k for k in ("state_dict", "model") if isinstance(content.get(k), dict)]):
+    while isinstance(content, dict) and (
+        inner := [k for k in ("state_dict", "model") if isinstance(content.get(k), dict)]
+    ):
         content = content[inner[0]]
-    found = {key: value for key, value in content.items() if isinstance(value, Tensor)} if isinstance(content, dict) else {}
+    found = (
+        {key: value for key, value in content.items() if isinstance(value, Tensor)} if isinstance(content, dict) else {}
+    )
     if not found:
         raise UsageError(f"weights {path} hold no tensors by names: give a .safetensors file or a state_dict")
     return found
@@ -71,7 +75,9 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     """
     theirs, ours = read_weights(path), network.state_dict()
     counts = {key for key in ours if key.endswith("num_batches_tracked")}  # older files have none
-    first = next(key for key in ours if key not in counts)
+    first = next((key for key in ours if key not in counts), None)
+    if first is None:
+        raise UsageError(f"{type(network).__name__} has no weights: leave out --model.network.weights")
     prefixes = [key.removesuffix(first) for key in theirs if key == first or key.endswith(f".{first}")]
     lacks = {prefix: [key for key in ours.keys() - counts if f"{prefix}{key}" not in theirs] for prefix in prefixes}
     prefix = min(lacks, key=lambda one: len(lacks[one]), default="")
@@ -92,4 +98,6 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     network.load_state_dict(state)
     unused = [key for key in theirs if key not in {f"{prefix}{own}" for own in ours}]
     if unused and len(unused) > len(ours):
-        warnings.warn(f"{len(unused)} of the {len(theirs)} tensors in {path} are not of {name}, and not used", stacklevel=2)
+        warnings.warn(
+            f"{len(unused)} of the {len(theirs)} tensors in {path} are not of {name}, and not used", stacklevel=2
+        )

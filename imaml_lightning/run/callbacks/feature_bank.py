@@ -37,7 +37,9 @@ class FeatureBank(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data: EpisodeDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if not can_keep(pl_module, data):
-            raise UsageError("a FeatureBank needs a frozen Backbone and a source of pictures: leave it out of the callbacks")
+            raise UsageError(
+                "a FeatureBank needs a frozen Backbone and a source of pictures: leave it out of the callbacks"
+            )
         if data.features is None:
             data.features = keep_features(pl_module, data, self.views)
 
@@ -62,7 +64,12 @@ def feature_bank(learner: LightningModule, data: EpisodeDataModule, callbacks: S
 def can_keep(learner: LightningModule, data: EpisodeDataModule) -> bool:
     """Whether pictures pass a part of the network that never changes."""
     network = learner.get_submodule("network")
-    return isinstance(network, Backbone) and network.frozen and isinstance(data.source, ClassSource) and len(data.source.shape) == 3
+    return (
+        isinstance(network, Backbone)
+        and network.frozen
+        and isinstance(data.source, ClassSource)
+        and len(data.source.shape) == 3
+    )
 
 
 def keep_features(learner: LightningModule, data: EpisodeDataModule, views: int = 4) -> PictureFeatures:
