@@ -109,7 +109,9 @@ def _onnx(classifier: Classifier, example: Tensor, metadata: Mapping[str, str]) 
 
 
 def _pt2(classifier: Classifier, example: Tensor, metadata: Mapping[str, str]) -> tuple[bytes, Run]:
-    program = torch.export.export(classifier, (example,), dynamic_shapes=({0: torch.export.Dim("example")},))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The tensor attributes .* were assigned")  # torch's own LSTM does so
+        program = torch.export.export(classifier, (example,), dynamic_shapes=({0: torch.export.Dim("example")},))
     stream = io.BytesIO()
     torch.export.save(program, stream, extra_files={f"{key}.json": value for key, value in metadata.items()})
     stream.seek(0)
