@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from imaml_lightning.data.augment import Augment
 from imaml_lightning.data.base import SPLITS, USUAL_WAY, EpisodeSource, Split
 from imaml_lightning.data.class_source import ClassSource
+from imaml_lightning.data.network_check import check_network, check_padding
 from imaml_lightning.data.picture_features import PictureFeatures
 from imaml_lightning.data.sampler import BatchSampler, Draft, EpisodeDataset, EpisodeLoader
 from imaml_lightning.data.setting import Setting, named_setting, shots
 from imaml_lightning.data.sources.glyphs import Glyphs
-from imaml_lightning.episode import Episode, Examples
-from imaml_lightning.errors import UsageError
+from imaml_lightning.episode import Episode, Examples, as_float
+from imaml_lightning.errors import UsageError, check_at_least
 
 
 class EpisodeDataModule(LightningDataModule):
@@ -48,7 +48,7 @@ class EpisodeDataModule(LightningDataModule):
         on_device: keep the whole bank in the device's memory and gather images there: for GPUs with room for it.
 
     Raises:
-        UsageError: an option has no sense, before any data is touched.
+        UsageError: an option makes no sense; raised before any data is touched.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class EpisodeDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         eval_query = query if eval_query is None else eval_query
-        _at_least(2, way=2 if way is None else way, eval_way=2 if eval_way is None else eval_way)
-        _at_least(1, query=query, eval_query=eval_query, tasks=tasks)
-        _at_least(1, train_batches=train_batches, val_episodes=val_episodes, test_episodes=test_episodes)
-        _at_least(0, seed=seed, workers=workers)
+        check_at_least(2, "--data", way=2 if way is None else way, eval_way=2 if eval_way is None else eval_way)
+        check_at_least(1, "--data", query=query, eval_query=eval_query, tasks=tasks, train_batches=train_batches)
+        check_at_least(1, "--data", val_episodes=val_episodes, test_episodes=test_episodes)
+        check_at_least(0, "--data", seed=seed, workers=workers)
         self.source = source if source is not None else Glyphs()
         self.training = Setting(USUAL_WAY if way is None else way, shots("shot", shot), query)
         eval_shots = shots("eval_shot", shot if eval_shot is None else eval_shot)
@@ -147,49 +147,17 @@ class EpisodeDataModule(LightningDataModule):
             self._evaluate(self.training.way, self.evaluation.shots, self.evaluation.query)
 
     def check_network(self, learner: LightningModule, training: bool = True) -> None:
-        """Refuse a network that does not fit the source, before training comes upon it. Called after ``setup``.
-
-        Raises:
-            UsageError: it cannot take the inputs, has another number of outputs, or would take padding for examples.
-        """
-        network, source = learner.get_submodule("network"), type(self.source).__name__
-        like = next((t for t in network.state_dict().values() if t.is_floating_point()), torch.empty(0))
-        x = torch.zeros(2, *self.source.shape, dtype=like.dtype, device=like.device)
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                outputs = network(x).shape[-1]
-        except RuntimeError as error:
-            raise UsageError(
-                f"{type(network).__name__} cannot take the inputs of {source}, of shape {tuple(self.source.shape)}: set its "
-                "options in --model.network.init_args (size and channels of Conv4, features of MLP) to them."
-            ) from error
-        settings = [self.training, self.evaluation, *self.settings.values()]
-        others = {setting.way for setting in settings} - {outputs}
-        if self.source.task == "classification" and others and not getattr(learner, "any_way", False):
-            raise UsageError(
-                f"{type(network).__name__} has {outputs} outputs, but a task has {min(others)} classes: set its way or "
-                "outputs in --model.network.init_args and --data.way, eval_way and eval_settings to the same number, or "
-                "take a head for any number of classes."
-            )
+        """Refuse a network that does not fit the source, or would take padding for examples. Called after ``setup``."""
+        check_network(self.source, self._sizes(), learner)
         self.check_padding(learner, training)
 
     def check_padding(self, learner: LightningModule, training: bool = False) -> None:
-        """Refuse a network that would take padding for examples.
-
-        Raises:
-            UsageError: it normalises by the statistics of its batch (also running ones, in ``training``), and tasks are of
-                unequal size.
-        """
+        """Refuse a network that would take padding for examples."""
         self.source.setup()
-        network = learner.get_submodule("network")
-        norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and (training or not m.track_running_stats)]
-        sizes = [setting.most for setting in (self.training, self.evaluation, *self.settings.values())]
-        if norms and any(self.source.padded(shot, query) for _, shot, query in sizes):
-            raise UsageError(
-                f"{type(network).__name__} normalises by the statistics of the batch, and would count the padding of the "
-                f"unequal tasks of {type(self.source).__name__}: use another normalisation, such as "
-                "--model.network.init_args.norm group."
-            )
+        check_padding(self.source, self._sizes(), learner, training)
+
+    def _sizes(self) -> list[Setting]:
+        return [self.training, self.evaluation, *self.settings.values()]
 
     def state_dict(self) -> dict[str, Any]:
         """Into the checkpoint: how the source reads raw input, for ``predict``."""
@@ -273,7 +241,7 @@ class EpisodeDataModule(LightningDataModule):
             episodes,
             rank=trainer.global_rank if trainer else 0,
             ranks=trainer.world_size if trainer else 1,
-            start=self._batches_done if split == "train" else _from_the_first,
+            start=self._batches_done if split == "train" else lambda: 0,
         )
         pin_memory = trainer is not None and trainer.strategy.root_device.type == "cuda"
         by_number = self.on_device or self.features is not None
@@ -292,21 +260,6 @@ class EpisodeDataModule(LightningDataModule):
         return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
 
 
-def _at_least(bound: int, **options: int) -> None:
-    for name, value in options.items():
-        if value < bound:
-            raise UsageError(f"--data.{name} must be at least {bound}, but is {value}.")
-
-
 def _is_numbers(batch: Episode | Draft) -> bool:
     """Whether x are numbers of bank examples ``[task, example]``."""
     return (batch.episode if isinstance(batch, Draft) else batch).support.x.ndim == 2
-
-
-def _from_the_first() -> int:
-    return 0
-
-
-def as_float(episode: Episode) -> Episode:
-    """uint8 images as float32 from 0 to 1; anything else unchanged."""
-    return Episode(*(Examples(e.x.float() / 255 if e.x.dtype == torch.uint8 else e.x, e.y) for e in episode))

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imaml_lightning.data import ClassSource, Split, as_float
-from imaml_lightning.episode import Episode, Examples
+from imaml_lightning.data import ClassSource, Split
+from imaml_lightning.episode import Episode, Examples, as_float
 from imaml_lightning.evaluation.protocols import CHUNK
 from imaml_lightning.learner.meta_learner import MetaLearner
 

@@ -79,13 +79,13 @@ class OuterSteps(BaseLearner):
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else contextlib.nullcontext()
 
-    def _scaler(self) -> Any:
+    @property
+    def scaler(self) -> Any:
         """What multiplies losses, and with them gradients, under 16-mixed until the optimizer steps; None elsewhere."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def _loss_scale(self) -> float:
-        scaler = self._scaler()
-        return scaler.get_scale() if scaler else 1.0
+        return self.scaler.get_scale() if self.scaler else 1.0
 
     @contextlib.contextmanager
     def _all_or_none(self) -> Iterator[None]:
@@ -115,7 +115,7 @@ class OuterSteps(BaseLearner):
         limit = float("inf") if self.clip_norm is None else self.clip_norm * scale
         norm = nn.utils.clip_grad_norm_(self._trained().values(), limit) / scale
         finite = bool(norm.isfinite())
-        if finite or self._scaler():  # a scaler skips by itself, and then lowers its scale
+        if finite or self.scaler:  # a scaler skips by itself, and then lowers its scale
             optimizer.step()
         if finite:
             self.adaptation.after_outer_step(self.flat, optimizer.optimizer)

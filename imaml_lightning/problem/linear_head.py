@@ -19,7 +19,7 @@ class LinearHead(Derivatives):
     """For z = x Wᵀ (+ b), φ = (W, b): products of matrices. With a convex ℓ, G is then strongly convex."""
 
     def outputs(self, phi: Tensor) -> Tensor:
-        """z ``[task, example, output]``, in the precision of φ: what is solved to rounding is no place for bf16."""
+        """z ``[task, example, output]``, in the precision of φ: in bf16 nothing could be solved to rounding."""
         with full_precision(phi.device):
             return linear_outputs(self.network.split(phi), self.examples.x.to(phi.dtype))
 

@@ -49,7 +49,7 @@ class InnerObjective:
         return self._under_autocast if torch.is_autocast_enabled(self.theta.device.type) else self._as_it_is
 
     def _choose(self) -> Derivatives:
-        """The first way of these that computes just this network."""
+        """The first of these ways that computes exactly this network."""
         here = self.network, self.support, self.criterion
         if self.compiled and self.compiled.are_of(self.criterion, self.support):
             return Compiled(*here, self.compiled)
@@ -137,7 +137,7 @@ class LinearisedObjective:
         """v ↦ (∇²_φφ G + damping I)⁻¹ v, exactly.
 
         Raises:
-            UsageError: it is not known: what is adapted is more than a linear layer, or ∇²R is no diagonal.
+            UsageError: it is not known: what is adapted is more than a linear layer.
         """
         if not isinstance(self.loss, LinearisedHead):
             raise UsageError(

@@ -1,4 +1,4 @@
-"""The two logs of a run: a CSV that survives a kill, and Weights & Biases that never asks and never holds up."""
+"""The two logs of a run: a CSV that survives a kill, and Weights & Biases without prompts and without waiting for its server."""
 
 from __future__ import annotations
 

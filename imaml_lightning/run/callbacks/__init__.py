@@ -1,4 +1,4 @@
-"""Callbacks: Compiled, CUDAGraphs, FeatureBank and MovingAverage for whoever wants them; the others are the command line's own."""
+"""Callbacks for whoever wants them (Compiled, CUDAGraphs, FeatureBank, MovingAverage, StartFrom), and the command line's own."""
 
 from imaml_lightning.run.callbacks.compiled import Compiled
 from imaml_lightning.run.callbacks.cuda_graphs import CUDAGraphs
@@ -9,6 +9,7 @@ from imaml_lightning.run.callbacks.pictures import Pictures
 from imaml_lightning.run.callbacks.plain_progress import PlainProgress
 from imaml_lightning.run.callbacks.progress_bar import ProgressBar
 from imaml_lightning.run.callbacks.record_run import RecordRun
+from imaml_lightning.run.callbacks.start_from import StartFrom
 from imaml_lightning.run.callbacks.waiting import Waiting
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "PlainProgress",
     "ProgressBar",
     "RecordRun",
+    "StartFrom",
     "Waiting",
 ]
