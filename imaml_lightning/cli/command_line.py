@@ -24,12 +24,16 @@ from imaml_lightning.cli.from_data import fill_in
 from imaml_lightning.cli.help import topic
 from imaml_lightning.cli.long_help import print_options
 from imaml_lightning.cli.own_options import DEFAULT_NAME, DEFAULT_OUTPUT, TRAINER_DEFAULTS, add_own_options
+from imaml_lightning.cli.own_size import read_in_own_size
 from imaml_lightning.cli.report import alone, described, print_summary, reached, write_predictions
 from imaml_lightning.data import EpisodeDataModule
 from imaml_lightning.errors import DataError, UsageError
 from imaml_lightning.learner.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint
 from imaml_lightning.learner.meta_learner import MetaLearner
+from imaml_lightning.models import weights_follow
 from imaml_lightning.run.callbacks import PlainProgress, ProgressBar
+from imaml_lightning.run.callbacks.feature_bank import feature_bank
+from imaml_lightning.run.card import share, write_card
 from imaml_lightning.run.folder import RunFolder
 from imaml_lightning.run.signals import Signals
 
@@ -61,7 +65,8 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; where a checkpoint is named, on top of the configuration that it holds."""
-        given = with_paths(with_first_look(class_first(sys.argv[1:] if args is None else cast(list[str], args))))
+        self.words: list[str] = sys.argv[1:] if args is None else cast(list[str], args)
+        given = with_paths(with_first_look(class_first(self.words)))
         if (about := topic(given)) is not None:
             print_options(parser, given[0], about)
             sys.exit(0)
@@ -95,6 +100,7 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
         check_options(options)
+        read_in_own_size(options, self.given)
         if self.saved:
             self._dump_config()
             check_restored(self.saved[CONFIG_KEY], self.config_dump, resumes=self.subcommand == "fit")
@@ -111,7 +117,8 @@ class CommandLine(LightningCLI):
             UsageError: for whatever one of their constructors refuses.
         """
         try:
-            super().instantiate_classes()
+            with weights_follow(self.saved is not None):
+                super().instantiate_classes()
             self.model.configure_optimizers()  # Lightning asks for it after the data, and a bad rate is refused there
         except Exception as error:
             raise refusal(error) or UsageError(
@@ -144,6 +151,7 @@ class CommandLine(LightningCLI):
         self.datamodule.check_network(self.model, training=self.subcommand == "fit")
         check_losses(self.model, self.datamodule)
         self.trainer.strategy.checkpoint_io = WholeCheckpoints(callbacks=self.subcommand == "fit")
+        self.trainer.callbacks += feature_bank(self.model, self.datamodule, self.trainer.callbacks)  # type: ignore[attr-defined]
         if self.subcommand != "fit":
             return
         options = self.config.fit
@@ -185,7 +193,8 @@ class CommandLine(LightningCLI):
         if changed:
             self._set_seed()
             part = Namespace({self.subcommand: Namespace(model=options.model), "subcommand": self.subcommand})
-            self.model = self.parser.instantiate(part)[self.subcommand].model
+            with weights_follow(self.saved is not None):
+                self.model = self.parser.instantiate(part)[self.subcommand].model
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         quiet = {"verbose": False} if subcommand in ("validate", "test") else {}
@@ -201,10 +210,14 @@ class CommandLine(LightningCLI):
         missing = "" if best.stem == "best" else f" (there was no {self.config.fit.best.monitor} to choose a best by)"
         metrics = self.trainer.test(model, kwargs["datamodule"], ckpt_path=best, weights_only=True, verbose=False)[0]
         if self.trainer.is_global_zero:
+            figures, data = self._reached("test", metrics), kwargs["datamodule"]
+            card = write_card(best, model, data, figures, self.words, self.config.fit.licence, self.config_dump)
+            if self.config.fit.log_model:
+                share(self.trainer.loggers, best, card)
             print_summary(
-                self._reached("test", metrics)
+                figures
                 | {
-                    "checkpoint": f"{best}{missing}",
+                    "checkpoint": f"{best}{missing}, with its {card.name}",
                     "logs, pictures": str(self.run.path),
                     "evaluate again": f"python -m imaml_lightning test --ckpt_path {best}",
                 }

@@ -66,4 +66,8 @@ def add_own_options(parser: LightningArgumentParser) -> None:
     parser.add_argument(
         "--last.every_n_train_steps", default=100, type=int, help="Meta-steps from one last.ckpt to the next."
     )
+    parser.add_argument("--licence", type=str | None, help="Of the checkpoint, for card.md beside it.")
+    parser.add_argument(
+        "--log_model", default=False, type=bool, help="Give W&B best.ckpt and its card, as an artifact."
+    )
     parser.set_defaults(DEFAULTS)

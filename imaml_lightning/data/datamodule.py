@@ -13,6 +13,7 @@ from imaml_lightning.data.augment import Augment
 from imaml_lightning.data.base import SPLITS, USUAL_WAY, EpisodeSource, Split
 from imaml_lightning.data.class_source import ClassSource
 from imaml_lightning.data.network_check import check_network, check_padding
+from imaml_lightning.data.picture_features import PictureFeatures
 from imaml_lightning.data.sampler import BatchSampler, Draft, EpisodeDataset, EpisodeLoader
 from imaml_lightning.data.setting import Setting, named_setting, shots
 from imaml_lightning.data.sources.glyphs import Glyphs
@@ -95,6 +96,9 @@ class EpisodeDataModule(LightningDataModule):
                 f"--data.on_device needs a bank, which {type(self.source).__name__} has not: leave it out."
             )
         self._on_device: Tensor | None = None
+        self.features: PictureFeatures | None = (
+            None  # what batches hold in place of pictures; callbacks.FeatureBank sets it
+        )
         self._ready = False
 
     def prepare_data(self) -> None:
@@ -167,7 +171,13 @@ class EpisodeDataModule(LightningDataModule):
         if not self._ready:
             self.prepare_data()
             self.setup()
-        return self._finished(self._dataset(split)[epoch, range(number, number + tasks)])
+        return self._finished(self._dataset(split, by_number=self.on_device)[epoch, range(number, number + tasks)])
+
+    def given(self, split: Split, number: int, epoch: int = 0, tasks: int = 1) -> Episode:
+        """As ``episode``, but with features in place of pictures where batches hold them."""
+        if self.features is None:
+            return self.episode(split, number, epoch, tasks)
+        return self._finished(self._dataset(split, by_number=True)[epoch, range(number, number + tasks)])
 
     def train_dataloader(self) -> EpisodeLoader:
         """``train_batches`` batches, beginning where the trainer's count of batches says."""
@@ -196,6 +206,8 @@ class EpisodeDataModule(LightningDataModule):
         return trainer.precision_plugin.convert_input(episode) if trainer else episode
 
     def _finished(self, batch: Episode | Draft) -> Episode:
+        if self.features is not None and _is_numbers(batch):
+            return self.features.looked_up(batch)
         episode, random = batch if isinstance(batch, Draft) else (batch, None)
         # An episode of ``episode()`` that is moved to a device comes here a second time, finished already.
         if self.on_device and not episode.support.x.is_floating_point():
@@ -217,10 +229,10 @@ class EpisodeDataModule(LightningDataModule):
         """Size of the episodes of a split; in test, ``eval_settings`` go before."""
         return self.training if split == "train" else self.evaluation
 
-    def _dataset(self, split: Split, setting: Setting | None = None) -> EpisodeDataset:
+    def _dataset(self, split: Split, setting: Setting | None = None, by_number: bool = False) -> EpisodeDataset:
         augment = self.augment if split == "train" else None
         setting = setting or self.setting(split)
-        return EpisodeDataset(self.source, split, self.seed, setting, self.tasks, augment, by_number=self.on_device)
+        return EpisodeDataset(self.source, split, self.seed, setting, self.tasks, augment, by_number)
 
     def _loader(self, split: Split, episodes: int, workers: int = 0, setting: Setting | None = None) -> EpisodeLoader:
         trainer: Trainer | None = self.trainer
@@ -232,7 +244,8 @@ class EpisodeDataModule(LightningDataModule):
             start=self._batches_done if split == "train" else lambda: 0,
         )
         pin_memory = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        return EpisodeLoader(self._dataset(split, setting), sampler, workers, pin_memory)
+        by_number = self.on_device or self.features is not None
+        return EpisodeLoader(self._dataset(split, setting, by_number), sampler, workers, pin_memory)
 
     def _batches_done(self) -> int:
         """Training batches that the trainer has finished, in this run and in those it resumes.
@@ -245,3 +258,8 @@ class EpisodeDataModule(LightningDataModule):
         if trainer is None or trainer.overfit_batches:  # type: ignore[attr-defined]  # the same batches again
             return 0
         return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+
+
+def _is_numbers(batch: Episode | Draft) -> bool:
+    """Whether x are numbers of bank examples ``[task, example]``."""
+    return (batch.episode if isinstance(batch, Draft) else batch).support.x.ndim == 2

@@ -22,6 +22,7 @@ from imaml_lightning.evaluation.protocols import each_beside
 from imaml_lightning.evaluation.support_set import SupportSet, as_inputs
 from imaml_lightning.learner.advice import outcome
 from imaml_lightning.learner.meta_learner import MetaLearner
+from imaml_lightning.problem.feature_memory import FeatureMemory
 from imaml_lightning.problem.losses import task_losses
 from imaml_lightning.problem.modes import answering
 
@@ -55,8 +56,16 @@ class Predictor:
         labels: the class of each column of the probabilities; None in regression.
     """
 
-    def __init__(self, learners: list[MetaLearner], x: Any, y: Any, labels: Sequence[Any] | None) -> None:
+    def __init__(
+        self,
+        learners: list[MetaLearner],
+        x: Any,
+        y: Any,
+        labels: Sequence[Any] | None,
+        memories: list[FeatureMemory] | None = None,
+    ) -> None:
         self.learners = learners
+        self._memories = memories or [FeatureMemory() for _ in learners]
         with self._answering():
             self.support = SupportSet.of(x, y, labels, learners[0].criterion)
             for learner in learners:
@@ -74,8 +83,15 @@ class Predictor:
     @contextmanager
     def _answering(self) -> Iterator[None]:
         """Within it the networks answer: in evaluation mode, without a graph, also under ``torch.inference_mode``."""
+        before = [learner.cut.memory for learner in self.learners]
         with answering(*self.learners), torch.no_grad():
-            yield
+            try:
+                for learner, memory in zip(self.learners, self._memories, strict=True):
+                    learner.cut.memory = memory
+                yield
+            finally:
+                for learner, earlier in zip(self.learners, before, strict=True):
+                    learner.cut.memory = earlier
 
     def __call__(self, x: Any) -> Tensor:
         """Probabilities ``[example, class]``, or values ``[example, output]``; means over the ensemble."""
@@ -137,11 +153,30 @@ class Predictor:
             guesses = torch.stack([self._without(i) for i in range(len(places))])
             others = (self.support.y.sum(0) - truth) / (n - 1)
             return (guesses - truth).square().mean().sqrt().item(), (others - truth).square().mean().sqrt().item()
-        shared = [i for i, place in enumerate(places) if (self.support.y == self.support.y[place]).sum() > 1]
-        if not shared:
+        probabilities, truth, _ = self.left_out()
+        if not len(truth):
             return None, None
-        right = [int(self._without(i).argmax()) == int(self.support.y[places[i]]) for i in shared]
-        return float(np.mean(right)), 1 / len(set(self.support.y.tolist()))
+        right = (probabilities.argmax(1) == truth).double()
+        return right.mean().item(), 1 / len(set(self.support.y.tolist()))
+
+    def left_out(self) -> tuple[Tensor, Tensor, list[int]]:
+        """Of support examples whose class has another, 100 at most: the probabilities ``[example, class]`` by adaptations
+        without each, their class numbers ``[example]``, and their places in the support set."""
+        with self._answering():
+            held_out = [
+                (i, at) for i, at in enumerate(self._held_out()) if (self.support.y == self.support.y[at]).sum() > 1
+            ]
+            said = [self._without(i) for i, _ in held_out]
+        places = [at for _, at in held_out]
+        width = 0 if self.labels is None else len(self.labels)
+        return torch.stack(said) if said else torch.empty(0, width), self.support.y[places], places
+
+    def without_class(self, number: int) -> Predictor:
+        """Adapted to the other classes alone."""
+        kept = self.support.y != number
+        assert self.labels is not None
+        names = [self.labels[label] for label in self.support.y[kept].tolist()]
+        return Predictor(self.learners, self.support.x[kept], names, None, self._memories)
 
     def _without(self, number: int) -> Tensor:
         """What the ensemble says of a held-out example, adapted without it: probabilities or values ``[output]``."""
@@ -186,7 +221,8 @@ class Predictor:
         x = x.to(phi)
         if learner.protocol == "transductive":
             return self._finished(each_beside(learner, phi, (self.support.x if beside is None else beside).to(phi), x))
-        return self._finished(torch.cat([learner.flat(phi, block) for block in x.split(_BLOCK)]))
+        features = torch.cat([learner.cut.features(block[None])[0][0] for block in x.split(_BLOCK)])
+        return self._finished(learner.cut.adapted(phi, features))
 
     def _finished(self, outputs: Tensor) -> Tensor:
         outputs = outputs.float().cpu()

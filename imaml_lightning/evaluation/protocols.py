@@ -115,7 +115,7 @@ def evaluate(
     data.check_padding(learner)
     outputs, targets = [], []
     for first in range(0, episodes, CHUNK):
-        episode = data.episode(split, first, tasks=min(CHUNK, episodes - first))
+        episode = data.given(split, first, tasks=min(CHUNK, episodes - first))
         outputs.append(answer(learner, episode))
         targets.append(episode.query.y)
     return Evaluation(torch.cat(outputs), torch.cat(targets))

@@ -27,6 +27,8 @@ CURRENT_KEY = "current_model_state"
 #: Packages whose classes a configuration may name; nothing of others is even imported, unless the person says so.
 TRUSTED = ("imaml_lightning", "torch.nn", "torch.optim", "lightning.pytorch", "lightning.fabric")
 _PACKAGE = "imaml_lightning"
+#: Options whose values have dots and name no class: patterns of parameters, models of timm, a layer, a file.
+_NO_CLASSES = ("adapt", "name", "without", "weights")
 #: Keys under which a checkpoint names classes: ours, and Lightning's for a learner's arguments.
 _NAMING_CLASSES = (CONFIG_KEY, "hyper_parameters")
 
@@ -125,7 +127,7 @@ def check_trusted(options: Any, path: str | Path, trust: Sequence[str] = ()) -> 
         UsageError: naming the class.
     """
     if isinstance(options, dict):
-        options = [value for name, value in options.items() if name != "adapt"]  # patterns, with dots, of parameters
+        options = [value for name, value in options.items() if name not in _NO_CLASSES]
     if isinstance(options, (list, tuple)):
         for option in options:
             check_trusted(option, path, trust)

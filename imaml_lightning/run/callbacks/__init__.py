@@ -1,7 +1,8 @@
-"""Callbacks: Compiled, CUDAGraphs, MovingAverage and StartFrom for whoever wants them; the others are the command line's own."""
+"""Callbacks for whoever wants them (Compiled, CUDAGraphs, FeatureBank, MovingAverage, StartFrom), and the command line's own."""
 
 from imaml_lightning.run.callbacks.compiled import Compiled
 from imaml_lightning.run.callbacks.cuda_graphs import CUDAGraphs
+from imaml_lightning.run.callbacks.feature_bank import FeatureBank
 from imaml_lightning.run.callbacks.keep_last import KeepLast
 from imaml_lightning.run.callbacks.moving_average import MovingAverage
 from imaml_lightning.run.callbacks.pictures import Pictures
@@ -14,6 +15,7 @@ from imaml_lightning.run.callbacks.waiting import Waiting
 __all__ = [
     "CUDAGraphs",
     "Compiled",
+    "FeatureBank",
     "KeepLast",
     "MovingAverage",
     "Pictures",
