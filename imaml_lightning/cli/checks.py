@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
+from imaml_lightning.cli.complaint import one_line
 from imaml_lightning.data import EpisodeDataModule
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import DataError, UsageError
 from imaml_lightning.learner.criterion import check_criterion
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.learner.scoreboard import validation_figures
@@ -25,6 +26,20 @@ def check_options(options: Namespace) -> None:
         steps = options[section][name]
         if steps is not None and steps < 1:
             raise UsageError(f"--{section}.{name} is {steps}: give at least 1")
+
+
+def put_in_place(data: EpisodeDataModule, stage: str) -> None:
+    """Put the data in place, and see that the episodes asked for can be had.
+
+    Raises:
+        DataError: they cannot be put in place.
+        UsageError: there are not as many classes or images as asked for.
+    """
+    try:
+        data.prepare_data()  # every rank: a launcher may start them all at once
+    except (UsageError, OSError) as error:
+        raise DataError(one_line(error)) from error
+    data.setup(stage)
 
 
 def check_losses(learner: MetaLearner, data: EpisodeDataModule) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from torch import Tensor
 
 from imaml_lightning.cli.arguments import class_first, import_only
-from imaml_lightning.cli.checks import check_losses, check_monitor, check_options, check_weights
+from imaml_lightning.cli.checks import check_losses, check_monitor, check_options, check_weights, put_in_place
 from imaml_lightning.cli.class_names import find_our_classes
 from imaml_lightning.cli.complaint import OneSentence, one_line, refusal
 from imaml_lightning.cli.config import check_restored, given_options, peek_options, refuse_lost_options
@@ -27,7 +27,7 @@ from imaml_lightning.cli.own_options import DEFAULT_NAME, DEFAULT_OUTPUT, TRAINE
 from imaml_lightning.cli.own_size import read_in_own_size
 from imaml_lightning.cli.report import alone, described, print_summary, reached, write_predictions
 from imaml_lightning.data import EpisodeDataModule
-from imaml_lightning.errors import DataError, UsageError
+from imaml_lightning.errors import UsageError
 from imaml_lightning.learner.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.models import weights_follow
@@ -144,7 +144,8 @@ class CommandLine(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """See that the checkpoint fits and the data are there; only then make the run's folder."""
-        self._prepare_data()
+        self.datamodule.trainer = self.trainer
+        put_in_place(self.datamodule, self.subcommand)
         self._follow_data()
         if self.saved is not None:
             check_weights(self.checkpoint, self.saved, self.model)
@@ -169,20 +170,6 @@ class CommandLine(LightningCLI):
             every = options.last.every_n_train_steps
             callbacks = self.run.callbacks(options.best.monitor, options.best.mode, every, self.signals)
             self.trainer.callbacks += callbacks  # type: ignore[attr-defined]
-
-    def _prepare_data(self) -> None:
-        """Put the data in place, and see that the episodes asked for can be had.
-
-        Raises:
-            DataError: they cannot be put in place.
-            UsageError: there are not as many classes or images as asked for.
-        """
-        self.datamodule.trainer = self.trainer
-        try:
-            self.datamodule.prepare_data()  # every rank: a launcher may start them all at once
-        except (UsageError, OSError) as error:
-            raise DataError(one_line(error)) from error
-        self.datamodule.setup(self.subcommand)
 
     def _follow_data(self) -> None:
         """What the configuration leaves open follows from the data; then the learner is built anew, of the same seed."""

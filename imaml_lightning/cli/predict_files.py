@@ -89,18 +89,20 @@ def predict_files(
     trusted = None if tables else Trust.of(predictor)
     scaler, threshold = found.reading.get("scaler"), trusted.threshold if trusted else None
     _write(path, predictor, outputs, read, scaler, threshold)
-    said = "\n".join([*_said(predictor, read.query, scaler), *(trusted.lines(outputs) if trusted else [])])
-    print(said)
+    print(said := "\n".join([*_said(predictor, read.query, scaler), *(trusted.lines(outputs) if trusted else [])]))
     print(f"predictions      {len(read.query)} in {predictions}")
     if trusted:
         shown, ink = Path(report) if report else path.with_suffix(".html"), bool(found.reading["ink"])
-        names = read.known_by["file"]
-        write_page(
-            shown,
-            page(predictor, read.query, outputs, names, said, threshold, trusted.reliable, read.support, ink),
-        )
-        print(f"report           {shown}, the least certain pictures first")
+        _write_report(shown, predictor, outputs, read, trusted, said, ink)
     return predictor
+
+
+def _write_report(
+    path: Path, predictor: Predictor, outputs: Tensor, read: Read, trusted: Trust, said: str, ink: bool
+) -> None:
+    names, threshold, reliable = read.known_by["file"], trusted.threshold, trusted.reliable
+    write_page(path, page(predictor, read.query, outputs, names, said, threshold, reliable, read.support, ink))
+    print(f"report           {path}, the least certain pictures first")
 
 
 def _said(predictor: Predictor, asked: np.ndarray, scaler: Mapping[str, Any] | None) -> list[str]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from torch import Tensor
 
 from imaml_lightning.data.augment import Augment
 from imaml_lightning.data.base import SPLITS, USUAL_WAY, EpisodeSource, Split
 from imaml_lightning.data.class_source import ClassSource
+from imaml_lightning.data.device_bank import DeviceBank
 from imaml_lightning.data.network_check import check_network, check_padding
 from imaml_lightning.data.picture_features import PictureFeatures
 from imaml_lightning.data.sampler import BatchSampler, Draft, EpisodeDataset, EpisodeLoader
@@ -92,13 +91,9 @@ class EpisodeDataModule(LightningDataModule):
         self.seed, self.workers = seed, workers
         self.augment, self.on_device = augment, on_device
         if on_device and not isinstance(self.source, ClassSource):
-            raise UsageError(
-                f"--data.on_device needs a bank, which {type(self.source).__name__} has not: leave it out."
-            )
-        self._on_device: Tensor | None = None
-        self.features: PictureFeatures | None = (
-            None  # what batches hold in place of pictures; callbacks.FeatureBank sets it
-        )
+            raise UsageError(f"--data.on_device needs a bank, which {type(self.source).__name__} has not: leave it out.")
+        self._bank = DeviceBank(self.source) if on_device and isinstance(self.source, ClassSource) else None
+        self.features: PictureFeatures | None = None  # in place of pictures; callbacks.FeatureBank sets it
         self._ready = False
 
     def prepare_data(self) -> None:
@@ -206,24 +201,17 @@ class EpisodeDataModule(LightningDataModule):
         return trainer.precision_plugin.convert_input(episode) if trainer else episode
 
     def _finished(self, batch: Episode | Draft) -> Episode:
-        if self.features is not None and _is_numbers(batch):
+        if self.features is not None and self.features.takes(batch):
             return self.features.looked_up(batch)
         episode, random = batch if isinstance(batch, Draft) else (batch, None)
         # An episode of ``episode()`` that is moved to a device comes here a second time, finished already.
-        if self.on_device and not episode.support.x.is_floating_point():
-            bank = self._bank_on(episode.support.x.device)
-            episode = Episode(*(Examples(bank[e.x], e.y) for e in episode))
+        if self._bank is not None and not episode.support.x.is_floating_point():
+            episode = self._bank.looked_up(episode)
         episode = as_float(episode)
         if self.augment is not None and random is not None:
             parts = zip(episode, random, strict=True)
             episode = Episode(*(Examples(self.augment(e.x, numbers), e.y) for e, numbers in parts))
         return episode
-
-    def _bank_on(self, device: torch.device) -> Tensor:
-        if self._on_device is None or self._on_device.device != device:
-            assert isinstance(self.source, ClassSource)
-            self._on_device = torch.tensor(self.source.bank.examples, device=device)
-        return self._on_device
 
     def setting(self, split: Split) -> Setting:
         """Size of the episodes of a split; in test, ``eval_settings`` go before."""
@@ -258,8 +246,3 @@ class EpisodeDataModule(LightningDataModule):
         if trainer is None or trainer.overfit_batches:  # type: ignore[attr-defined]  # the same batches again
             return 0
         return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-
-
-def _is_numbers(batch: Episode | Draft) -> bool:
-    """Whether x are numbers of bank examples ``[task, example]``."""
-    return (batch.episode if isinstance(batch, Draft) else batch).support.x.ndim == 2

@@ -50,6 +50,11 @@ class PictureFeatures:
             bank = ClassBank.open(path, recipe) or ClassBank.write(path, recipe, self._build())
             self._features = torch.from_numpy(np.array(bank.examples))
 
+    @staticmethod
+    def takes(batch: Episode | Draft) -> bool:
+        """Whether x are numbers of pictures ``[task, example]``."""
+        return (batch.episode if isinstance(batch, Draft) else batch).support.x.ndim == 2
+
     def looked_up(self, batch: Episode | Draft) -> Episode:
         """The episode of which x are numbers of pictures ``[task, example]``, with features ``[task, example, feature]``."""
         self.prepare()

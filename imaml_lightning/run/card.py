@@ -39,9 +39,7 @@ def write_card(
         licence: under which it may be used.
         options: the run's whole configuration.
     """
-    source, training = options["data"]["source"], data.training
-    shots = f"{training.shots[0]} to {training.shot}" if len(training.shots) > 1 else str(training.shot)
-    ways = f"{training.way}-way " if data.source.task == "classification" else ""
+    source = options["data"]["source"]
     parameters = sum(p.numel() for p in learner.network.parameters())
     lines = [
         f"# {checkpoint.parent.parent.name}/{checkpoint.parent.name}",
@@ -49,7 +47,7 @@ def write_card(
         f"- network: {type(learner.network).__name__}, {parameters:,} parameters, of which {sum(learner.flat.sizes):,} are adapted",
         f"- algorithm: {type(learner.adaptation).__name__}",
         f"- data: {type(data.source).__name__}, inputs {tuple(data.source.shape)}",
-        f"- trained with: {ways}{shots}-shot episodes, {training.query} queries, {data.tasks} tasks a meta-step, seed {data.seed}",
+        f"- trained with: {_episodes(data)}, {data.tasks} tasks a meta-step, seed {data.seed}",
         f"- protocol: {learner.protocol}",
         *(f"- {name}: {value}" for name, value in figures.items() if name.startswith("test")),
         f"- licence: {licence or 'not stated (fit --licence TEXT states it); that of the data and of pretrained weights counts too'}",
@@ -70,6 +68,13 @@ def write_card(
     card = checkpoint.with_name(NAME)
     card.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return card
+
+
+def _episodes(data: EpisodeDataModule) -> str:
+    """``5-way 1 to 9-shot episodes, 15 queries``."""
+    way, shots, query = data.training
+    number = f"{shots[0]} to {shots[-1]}" if len(shots) > 1 else str(shots[-1])
+    return f"{way}-way {number}-shot episodes, {query} queries" if data.source.task == "classification" else f"{number}-shot episodes, {query} queries"
 
 
 def share(loggers: Iterable[Logger], checkpoint: Path, card: Path) -> None:
