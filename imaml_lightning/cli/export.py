@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from imaml_lightning.cli.arguments import class_first, import_only
 from imaml_lightning.cli.checkpoints import named_checkpoints
-from imaml_lightning.cli.complaint import OneSentence
-from imaml_lightning.cli.config import peek_options
+from imaml_lightning.cli.function_command import run_function
 from imaml_lightning.cli.own_pictures import check_folders, picture_reader, read_support
 from imaml_lightning.evaluation.exporting import export
 from imaml_lightning.evaluation.none_of_these import none_of_these
@@ -21,14 +19,7 @@ def main(args: Sequence[str]) -> None:
     about = (
         "Adapt a checkpoint to labelled pictures, and write the classifier as a file that runs without this package."
     )
-    parser = OneSentence(prog="imaml-lightning export", description=about)
-    parser.add_function_arguments(export_file)
-    parser.add_argument("--traceback", action="store_true", help="Show where an error comes from.")
-    given = class_first(args)
-    import_only(peek_options(["export", *given]).get("trust"))
-    options = vars(parser.instantiate(parser.parse_args(given)))
-    del options["traceback"]  # main's
-    export_file(**options)
+    run_function("export", export_file, about, args)
 
 
 def export_file(

@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from imaml_lightning.cli.arguments import class_first, import_only
 from imaml_lightning.cli.checkpoints import named_checkpoints
-from imaml_lightning.cli.complaint import OneSentence
-from imaml_lightning.cli.config import peek_options
+from imaml_lightning.cli.function_command import run_function
 from imaml_lightning.cli.own_pictures import check_folders, picture_reader, read_query, read_support
 from imaml_lightning.cli.picture_report import Trust, write_page
 from imaml_lightning.data.features import Features
@@ -33,14 +31,7 @@ def main(args: Sequence[str]) -> None:
         "Predict examples of your own from a few labelled ones. Without --support and --query, predict writes the outputs "
         "for the query sets of the checkpoint's own test episodes; then its options are those of test (see test --help)."
     )
-    parser = OneSentence(prog="imaml-lightning predict", description=about)
-    parser.add_function_arguments(predict_files)
-    parser.add_argument("--traceback", action="store_true", help="Show where an error comes from.")
-    given = class_first(args)
-    import_only(peek_options(["predict", *given]).get("trust"))
-    options = vars(parser.instantiate(parser.parse_args(given)))
-    del options["traceback"]  # main's
-    predict_files(**options)
+    run_function("predict", predict_files, about, args)
 
 
 def predict_files(
@@ -81,14 +72,12 @@ def predict_files(
     tables = Path(support).suffix.lower() in SUFFIXES
     read = (_read_tables if tables else _read_folders)(found.reading, support, query, target, leave_out)
     learners = found.learners(trust)
-    if inner_solver is not None:
-        for learner in learners:
-            _solve_by(inner_solver, learner)
+    for learner in learners:
+        _solve_by(inner_solver, learner)
     predictor = adapt(learners, read.x, read.y, read.labels)
-    outputs, path = predictor(read.query), Path(predictions)
+    outputs, path, scaler = predictor(read.query), Path(predictions), found.reading.get("scaler")
     trusted = None if tables else Trust.of(predictor)
-    scaler, threshold = found.reading.get("scaler"), trusted.threshold if trusted else None
-    _write(path, predictor, outputs, read, scaler, threshold)
+    _write(path, predictor, outputs, read, scaler, trusted.threshold if trusted else None)
     print(said := "\n".join([*_said(predictor, read.query, scaler), *(trusted.lines(outputs) if trusted else [])]))
     print(f"predictions      {len(read.query)} in {predictions}")
     if trusted:
@@ -116,8 +105,11 @@ def _said(predictor: Predictor, asked: np.ndarray, scaler: Mapping[str, Any] | N
     return lines
 
 
-def _solve_by(solver: InnerSolver, learner: MetaLearner) -> None:
+def _solve_by(solver: InnerSolver | None, learner: MetaLearner) -> None:
+    """From now on it adapts by this inner solver, if one is given."""
     adaptation: Any = learner.adaptation
+    if solver is None:
+        return
     if not hasattr(adaptation, "inner_solver"):
         raise UsageError(
             f"{type(adaptation).__name__} has no inner solver: leave out --inner_solver, its steps are as trained"
