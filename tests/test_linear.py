@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from imaml_lightning.errors import UsageError
 from imaml_lightning.linear import (
+    GMRES,
     ConjugateGradient,
     Dense,
     DiagonalPreconditioner,
@@ -31,6 +32,11 @@ CONVEX = list(LINEAR_SOLVERS)
 DTYPES = [torch.float32, torch.float64]
 each_solver = pytest.mark.parametrize("name", SOLVERS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def scipy_gmres(a: np.ndarray, v: np.ndarray, rtol: float, maxiter: int) -> tuple[np.ndarray, int]:
+    """SciPy counts restarts where the others count products."""
+    return scipy.sparse.linalg.gmres(a, v, rtol=rtol, restart=maxiter, maxiter=1)
 
 
 def codes(solution: Solution) -> list[Result]:
@@ -86,6 +92,11 @@ def test_convex_systems_are_solved(name: str, dtype: torch.dtype) -> None:
         ("nystrom", "indefinite", True, Result.INDEFINITE),
         ("cg", "singular", True, Result.CONVERGED),
         ("minres", "singular", True, Result.CONVERGED),
+        ("gmres", "ill_conditioned", True, Result.CONVERGED),
+        ("gmres", "indefinite", True, Result.CONVERGED),
+        ("gmres_restarted", "indefinite", True, Result.CONVERGED),
+        ("gmres", "singular", True, Result.CONVERGED),
+        ("gmres", "singular", False, Result.BREAKDOWN),
         ("cg", "singular", False, Result.BREAKDOWN),
         ("minres", "singular", False, Result.BREAKDOWN),
         ("dense", "singular", False, Result.BREAKDOWN),
@@ -154,6 +165,7 @@ def test_chunks_do_not_matter(name: str, spectrum: str) -> None:
     [
         (ConjugateGradient, scipy.sparse.linalg.cg, "convex"),
         (Minres, scipy.sparse.linalg.minres, "indefinite"),
+        (GMRES, scipy_gmres, "indefinite"),
     ],
 )
 def test_iterates_are_those_of_scipy(solver: type, reference, spectrum: str, steps: int) -> None:
@@ -163,7 +175,7 @@ def test_iterates_are_those_of_scipy(solver: type, reference, spectrum: str, ste
     np.testing.assert_allclose(solution.value.numpy(), np.stack(expected), rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["cg", "cg_nystrom", "minres", "neumann"])
+@pytest.mark.parametrize("name", ["cg", "cg_nystrom", "minres", "gmres", "gmres_restarted", "neumann"])
 def test_warm_starts(name: str) -> None:
     system = System.of(SPECTRA["convex"])
     product, rhs = system.arguments(torch.float64)
@@ -186,6 +198,20 @@ def test_a_claim_that_rounding_made_is_withdrawn() -> None:
     assert (true > 1e-6).any()
     assert (solution.result != Result.CONVERGED).numpy()[true > 1.1e-6 + system.rounding(solution.value)].all()
     assert (solution.steps <= 200).all()
+
+
+@each_dtype
+@pytest.mark.parametrize("name", ["gmres", "gmres_restarted", "dense"])
+def test_systems_that_are_not_symmetric(name: str, dtype: torch.dtype) -> None:
+    """A = 2 I + a random matrix of norm about 1, and a rotation of the plane, whose symmetric part is 0."""
+    generator = np.random.default_rng(0)
+    matrix = 2 * np.eye(SIZE) + generator.normal(size=(3, SIZE, SIZE)) / SIZE**0.5 / 2
+    matrix[2] = np.kron(np.eye(SIZE // 2), [[0, 1], [-1, 0]])
+    system = System(matrix, generator.normal(size=(3, SIZE)))
+    solution = SOLVERS[name].solve(*system.arguments(dtype))
+    check_claims(system, solution)
+    assert codes(solution) == [Result.CONVERGED] * 3
+    assert name == "dense" or solution.steps[2] == 2  # two eigenvalues
 
 
 def test_preconditioners_save_steps() -> None:
@@ -217,6 +243,7 @@ def test_claims_are_true_of_any_spectrum(spectrum: list[float], signs: list[int]
     [
         (lambda: ConjugateGradient(max_steps=0), "max_steps"),
         (lambda: Minres(rtol=1.0), "rtol"),
+        (lambda: GMRES(restart=0), "restart"),
         (lambda: Neumann(lr=0.0), "lr"),
         (lambda: Nystrom(rank=0), "rank"),
         (lambda: Dense(rtol=-1.0), "rtol"),
