@@ -25,7 +25,7 @@ test-slow: $(VENV)/installed
 # torch, oneDNN and MKL choose by themselves is capped alike; `default` has no vector kernels of torch's own.
 KERNELS ?= default $(shell grep -qsw avx2 /proc/cpuinfo && echo avx2) $(shell grep -qsw avx512f /proc/cpuinfo && echo avx512)
 THREADS ?= 1 2
-FAST = $(patsubst %,tests/test_%.py,linear conjugate_gradient singular inner curvature proximal objective optimizers folded fused \
+FAST = $(patsubst %,tests/test_%.py,argmin root linear conjugate_gradient singular inner curvature proximal objective optimizers folded fused \
 	parameters solution metrics randomness)
 NUMERICAL ?= $(FAST) $(patsubst %,tests/test_%.py,adaptation adaptation_cost advice answering data_augment diagnostics family \
 	meta_learner models outer precision predictor solver_combinations unrolled user_tasks)
@@ -63,13 +63,14 @@ bench: $(VENV)/installed
 # The same beside the peers that the registry has, in an environment of their own.
 bench-peers: $(NEEDS)
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet -r requirements.txt torchopt higher easyfsl
+	.venv-peers/bin/python -m pip install --quiet -r requirements.txt torchopt betty-ml jaxopt higher easyfsl
 	.venv-peers/bin/python -m pip install --quiet --no-deps torchmeta==1.8.0
 	# learn2learn's data part does not compile on Python 3.11 and newer; its algorithms are Python alone.
 	.venv-peers/bin/python -m pip download --quiet --no-deps --no-binary :all: --dest .venv-peers/sources learn2learn==0.2.0
 	tar -C $$(.venv-peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 	    -xzf .venv-peers/sources/learn2learn-0.2.0.tar.gz --strip-components=1 learn2learn-0.2.0/learn2learn
 	PYTHONPATH=. .venv-peers/bin/python benchmarks/peers.py $(ARGS)
+	PYTHONPATH=. .venv-peers/bin/python benchmarks/hypergradients.py
 	PYTHONPATH=. .venv-peers/bin/python benchmarks/sampling.py --omniglot $${IMAML_OMNIGLOT_ROOT:-data}
 
 bench-family: $(VENV)/installed

@@ -5,6 +5,7 @@ The rooms, in the order in which to read them; each imports only those before it
 episode, errors   what a batch of tasks is; what goes wrong
 problem           the inner problem G(φ, θ) and its derivatives
 linear, inner     solvers, one a file; optimizers: differentiable ones, for the unrolled members
+implicit          argmin and root of any function, differentiable: the implicit layer
 adaptation        the map θ ↦ φ, one member of the family a file; implicit.py is the method
 models, data      networks; where episodes come from
 learner           the LightningModule
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from imaml_lightning.evaluation.adaptation_report import AdaptationReport
     from imaml_lightning.evaluation.loading import load
     from imaml_lightning.evaluation.predictor import Predictor, adapt
+    from imaml_lightning.implicit import Report, argmin, root
     from imaml_lightning.inner import InnerSolver
     from imaml_lightning.learner.meta_learner import MetaLearner
     from imaml_lightning.linear import LinearSolver
@@ -46,6 +48,7 @@ _HOMES = {
     "imaml_lightning.evaluation.adaptation_report": ["AdaptationReport"],
     "imaml_lightning.evaluation.loading": ["load"],
     "imaml_lightning.evaluation.predictor": ["Predictor", "adapt"],
+    "imaml_lightning.implicit": ["Report", "argmin", "root"],
     "imaml_lightning.inner": ["InnerSolver"],
     "imaml_lightning.learner.meta_learner": ["MetaLearner"],
     "imaml_lightning.linear": ["LinearSolver"],
@@ -84,11 +87,14 @@ __all__ = [
     "MetaLearner",
     "Predictor",
     "ProximalTerm",
+    "Report",
     "Result",
     "Solution",
     "Unrolled",
     "UsageError",
     "__version__",
     "adapt",
+    "argmin",
     "load",
+    "root",
 ]

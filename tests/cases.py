@@ -23,6 +23,7 @@ from imaml_lightning.inner import (
     Nesterov,
 )
 from imaml_lightning.linear import (
+    GMRES,
     ConjugateGradient,
     Dense,
     DiagonalPreconditioner,
@@ -73,6 +74,8 @@ LINEAR_SOLVERS: dict[str, LinearSolver] = {
     "cg_diagonal": ConjugateGradient(60, 1e-6, DiagonalPreconditioner()),
     "cg_nystrom": ConjugateGradient(60, 1e-6, NystromPreconditioner(6)),
     "minres": Minres(60, 1e-6),
+    "gmres": GMRES(60, 1e-6),
+    "gmres_restarted": GMRES(200, 1e-6, restart=8),
     "neumann": Neumann(0.1, 300, 1e-6),
     "nystrom": Nystrom(30, 1e-6),
     "dense": Dense(1e-6),

@@ -24,6 +24,11 @@ each_solver = pytest.mark.parametrize("name", SOLVERS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
+def scipy_gmres(a: np.ndarray, v: np.ndarray, rtol: float, maxiter: int) -> tuple[np.ndarray, int]:
+    """SciPy counts restarts where the others count products."""
+    return scipy.sparse.linalg.gmres(a, v, rtol=rtol, restart=maxiter, maxiter=1)
+
+
 def codes(solution: Solution) -> list[Result]:
     return [Result(int(code)) for code in solution.result]
 
@@ -77,6 +82,11 @@ def test_convex_systems_are_solved(name: str, dtype: torch.dtype) -> None:
         ("nystrom", "indefinite", True, Result.INDEFINITE),
         ("cg", "singular", True, Result.CONVERGED),
         ("minres", "singular", True, Result.CONVERGED),
+        ("gmres", "ill_conditioned", True, Result.CONVERGED),
+        ("gmres", "indefinite", True, Result.CONVERGED),
+        ("gmres_restarted", "indefinite", True, Result.CONVERGED),
+        ("gmres", "singular", True, Result.CONVERGED),
+        ("gmres", "singular", False, Result.BREAKDOWN),
         ("cg", "singular", False, Result.BREAKDOWN),
         ("minres", "singular", False, Result.BREAKDOWN),
         ("dense", "singular", False, Result.BREAKDOWN),
@@ -145,6 +155,7 @@ def test_chunks_do_not_matter(name: str, spectrum: str) -> None:
     [
         (linear.ConjugateGradient, scipy.sparse.linalg.cg, "convex"),
         (linear.Minres, scipy.sparse.linalg.minres, "indefinite"),
+        (linear.GMRES, scipy_gmres, "indefinite"),
     ],
 )
 def test_iterates_are_those_of_scipy(solver: type, reference, spectrum: str, steps: int) -> None:
@@ -162,6 +173,20 @@ def test_a_claim_that_rounding_made_is_withdrawn() -> None:
     assert (true > 1e-6).any()
     assert (solution.result != Result.CONVERGED).numpy()[true > 1.1e-6 + system.rounding(solution.value)].all()
     assert (solution.steps <= 200).all()
+
+
+@each_dtype
+@pytest.mark.parametrize("name", ["gmres", "gmres_restarted", "dense"])
+def test_systems_that_are_not_symmetric(name: str, dtype: torch.dtype) -> None:
+    """A = 2 I + a random matrix of norm about 1, and a rotation of the plane, whose symmetric part is 0."""
+    generator = np.random.default_rng(0)
+    matrix = 2 * np.eye(SIZE) + generator.normal(size=(3, SIZE, SIZE)) / SIZE**0.5 / 2
+    matrix[2] = np.kron(np.eye(SIZE // 2), [[0, 1], [-1, 0]])
+    system = System(matrix, generator.normal(size=(3, SIZE)))
+    solution = SOLVERS[name].solve(*system.arguments(dtype))
+    check_claims(system, solution)
+    assert codes(solution) == [Result.CONVERGED] * 3
+    assert name == "dense" or solution.steps[2] == 2  # two eigenvalues
 
 
 def test_preconditioners_save_steps() -> None:
@@ -198,6 +223,7 @@ def test_claims_are_true_of_any_spectrum(spectrum: list[float], signs: list[int]
         (lambda: linear.Dense(rtol=-1.0), "rtol"),
         (lambda: linear.DiagonalPreconditioner(probes=0), "probes"),
         (lambda: linear.NystromPreconditioner(rank=0), "rank"),
+        (lambda: linear.GMRES(restart=0), "restart"),
     ],
 )
 def test_bad_options_are_named(build, option: str) -> None:

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from imaml_lightning.implicit.layer import LinearSolve
 from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.problem.objective import InnerObjective, LinearisedObjective
 from imaml_lightning.problem.proximal import ProximalTerm
 from imaml_lightning.problem.solution import Result, Solution
-
-
-@dataclass
-class LinearSolve:
-    """What became of the linear solve; filled in by the backward pass."""
-
-    solution: Solution | None = None
 
 
 class Adapted:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
-from torch import Tensor
 
-from imaml_lightning.adaptation.base import Adaptation, Adapted, LinearSolve
+from imaml_lightning.adaptation.base import Adaptation, Adapted
+from imaml_lightning.implicit.layer import Equation, ImplicitLayer, LinearSolve
 from imaml_lightning.inner import GradientDescent, InnerSolver
 from imaml_lightning.linear import ConjugateGradient, LinearSolver
 from imaml_lightning.problem.curvature import Curvature, GaussNewton, Operator
 from imaml_lightning.problem.objective import InnerObjective
-from imaml_lightning.problem.precision import full_precision
 from imaml_lightning.problem.proximal import ProximalTerm
 
 
@@ -25,7 +21,8 @@ class Implicit(Adaptation):
         A u = v,  A ≈ ∇²_φφ G,  v = ∂L_Q/∂φ*;     dL_Q/dm = ∂L_Q/∂m − (∂/∂m ∇_φ G)ᵀ u
 
     With m = θ this is (I + H/λ)⁻¹ v. Memory does not grow with the number of inner steps. Two errors decide how
-    good the gradient is, and both are reported for each task: ‖∇_φ G‖ at φ, and ‖A u − v‖ / ‖v‖.
+    good the gradient is, and both are reported for each task: ‖∇_φ G‖ at φ, and ‖A u − v‖ / ‖v‖. ``argmin`` is the same for any
+    G; the layer is one, ``implicit/layer.py``.
 
     Args:
         inner_solver: finds φ*.
@@ -56,41 +53,7 @@ class Implicit(Adaptation):
         at, linear_solve = objective.linearise(solution.value), LinearSolve()
         adapted = Adapted(solution.value, solution, objective, at=at, linear_solve=linear_solve)
         if torch.is_grad_enabled():
-            system = LinearSystem(Operator(self.curvature, at), self.linear_solver, linear_solve)
-            adapted.phi = _ImplicitLayer.apply(solution.value, system, *objective.dependencies())
+            operator, dependencies = Operator(self.curvature, at), objective.dependencies()
+            equation = Equation(at.gradient, dependencies, operator, self.linear_solver, linear_solve)
+            adapted.phi = ImplicitLayer.apply(solution.value, equation, *dependencies)
         return adapted
-
-
-@dataclass
-class LinearSystem:
-    """A u = v with the solver for it, and where the report goes. It knows no φ of any graph, so it closes no cycle."""
-
-    operator: Operator
-    solver: LinearSolver
-    report: LinearSolve
-
-    def solve(self, v: Tensor) -> Tensor:
-        """u ``[task, param]``."""
-        solution = self.report.solution = self.solver.solve(self.operator, v)
-        # A solver answers what is not a number by u = 0; the meta-gradient must not look sound because of it.
-        return torch.where(v.isfinite().all(1, keepdim=True), solution.value, torch.nan)
-
-
-class _ImplicitLayer(torch.autograd.Function):
-    """φ* as a function of the tensors m on which ∇_φ G(φ*, m) = 0 depends."""
-
-    @staticmethod
-    def forward(ctx: Any, phi: Tensor, system: LinearSystem, *dependencies: Tensor) -> Tensor:
-        ctx.system, ctx.dependencies = system, dependencies
-        return phi.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        u = ctx.system.solve(v)
-        # Naming the inputs keeps autograd from walking back to φ as well, which would cost one more Hessian product.
-        # The graph is kept because the caller may come again (retain_graph=True); it goes when the layer's output goes.
-        gradient = ctx.system.operator.at.gradient
-        with full_precision(u.device):
-            pulled = torch.autograd.grad(gradient, ctx.dependencies, -u, retain_graph=True, allow_unused=True)
-        return None, None, *pulled

@@ -10,7 +10,7 @@ from torch import Tensor
 from imaml_lightning.errors import check_fraction, check_positive
 from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.progress import Progress
-from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.base import Objective
 from imaml_lightning.problem.solution import Solution
 
 
@@ -45,7 +45,7 @@ class Adam(SteppedSolver):
         check_positive("inner_solver", eps=self.eps)
         check_fraction("inner_solver", beta1=self.beta1, beta2=self.beta2)
 
-    def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
+    def minimise(self, objective: Objective, start: Tensor) -> Solution:
         phi = start
         m = s = torch.zeros_like(start)
         progress = Progress(start, self.rtol)

@@ -10,7 +10,7 @@ from torch import Tensor
 from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.line_search import Point, backtrack
 from imaml_lightning.inner.progress import Progress
-from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.base import Objective
 from imaml_lightning.problem.rows import any_left
 from imaml_lightning.problem.solution import Solution
 
@@ -35,7 +35,7 @@ class BacktrackingGradientDescent(SteppedSolver):
 
     lr: float = 1.0
 
-    def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
+    def minimise(self, objective: Objective, start: Tensor) -> Solution:
         at = Point(start, *objective.value_and_gradient(start))
         alpha = torch.full_like(start[:, :1], self.lr)
         progress = Progress(start, self.rtol)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from imaml_lightning.errors import check_at_least, check_fraction, check_positive
-from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.base import Objective
 from imaml_lightning.problem.solution import Solution
 
 
@@ -19,7 +19,7 @@ class InnerSolver(ABC):
     """
 
     @abstractmethod
-    def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
+    def minimise(self, objective: Objective, start: Tensor) -> Solution:
         """Minimise G from ``start [task, param]``.
 
         Returns:

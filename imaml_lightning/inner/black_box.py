@@ -13,8 +13,8 @@ from torch import Tensor
 from imaml_lightning.errors import UsageError, check_at_least, check_fraction
 from imaml_lightning.inner.base import InnerSolver
 from imaml_lightning.inner.progress import Progress
+from imaml_lightning.problem.base import Objective
 from imaml_lightning.problem.curvature import Hessian
-from imaml_lightning.problem.objective import InnerObjective
 from imaml_lightning.problem.solution import Result, Solution
 
 ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -64,7 +64,7 @@ class BlackBox(InnerSolver):
                     f"scipy.optimize.minimize has no method {self.method!r}: set inner_solver.method"
                 ) from error
 
-    def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
+    def minimise(self, objective: Objective, start: Tensor) -> Solution:
         progress = Progress(start, self.rtol)
         active = progress.see(start, objective.value_and_gradient(start)[1])
         phi = start.clone()
@@ -82,7 +82,7 @@ class BlackBox(InnerSolver):
         stalled = ended.squeeze(1) & (solution.result == Result.STEP_LIMIT)
         return replace(solution, result=torch.where(stalled, Result.STALLED, solution.result))
 
-    def _scipy(self, method: str, task: InnerObjective, start: Tensor, tolerance: float) -> tuple[Tensor, int]:
+    def _scipy(self, method: str, task: Objective, start: Tensor, tolerance: float) -> tuple[Tensor, int]:
         """φ* ``[param]`` of one task, the first point with ‖∇G‖ ≤ tolerance if there is one, and SciPy's steps up to it."""
         from scipy.optimize import minimize  # slow to import, and needed here only
 
@@ -133,7 +133,7 @@ class _Met(Exception):
         self.x = x.copy()
 
 
-def _of_one(task: InnerObjective) -> ValueAndGradient:
+def _of_one(task: Objective) -> ValueAndGradient:
     """G and ∇G of a single task, of φ ``[param]``."""
 
     def value_and_gradient(phi: Tensor) -> tuple[Tensor, Tensor]:

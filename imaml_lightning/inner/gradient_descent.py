@@ -9,7 +9,7 @@ from torch import Tensor
 
 from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.progress import Progress
-from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.base import Objective
 from imaml_lightning.problem.solution import Solution
 
 
@@ -30,7 +30,7 @@ class GradientDescent(SteppedSolver):
 
     lr: float = 0.1
 
-    def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
+    def minimise(self, objective: Objective, start: Tensor) -> Solution:
         phi = start
         progress = Progress(start, self.rtol)
         for _ in range(self.max_steps):

@@ -10,7 +10,7 @@ from torch import Tensor
 from imaml_lightning.errors import check_fraction
 from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.progress import Progress
-from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.base import Objective
 from imaml_lightning.problem.solution import Solution
 
 
@@ -39,7 +39,7 @@ class HeavyBall(SteppedSolver):
         super().__post_init__()
         check_fraction("inner_solver", momentum=self.momentum)
 
-    def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
+    def minimise(self, objective: Objective, start: Tensor) -> Solution:
         phi = start
         d = torch.zeros_like(start)
         progress = Progress(start, self.rtol)

@@ -13,8 +13,8 @@ from imaml_lightning.inner.line_search import Point, backtrack
 from imaml_lightning.inner.progress import Progress
 from imaml_lightning.linear import ConjugateGradient
 from imaml_lightning.linear.base import Product
+from imaml_lightning.problem.base import Linearised, Objective
 from imaml_lightning.problem.curvature import Curvature, GaussNewton
-from imaml_lightning.problem.objective import InnerObjective, LinearisedObjective
 from imaml_lightning.problem.rows import any_left, dot
 from imaml_lightning.problem.solution import Solution
 
@@ -55,7 +55,7 @@ class HessianFree(InnerSolver):
         check_at_least(0, "inner_solver", max_steps=self.max_steps)
         check_fraction("inner_solver", cg_rtol=self.cg_rtol, rtol=self.rtol)
 
-    def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
+    def minimise(self, objective: Objective, start: Tensor) -> Solution:
         at = Point(start, *objective.value_and_gradient(start))
         one = torch.ones_like(start[:, :1])
         mu = self.damping * one
@@ -78,6 +78,6 @@ class HessianFree(InnerSolver):
             mu = torch.where(ratio > 0.75, mu * 2 / 3, torch.where(ratio < 0.25, mu * 3 / 2, mu))
         return progress.solution(at.phi, at.gradient)
 
-    def _damped(self, local: LinearisedObjective, mu: Tensor) -> Product:
+    def _damped(self, local: Linearised, mu: Tensor) -> Product:
         """u ↦ (C + μ I) u."""
         return lambda u: self.curvature.product(local, u) + mu * u

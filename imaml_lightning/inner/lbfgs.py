@@ -13,7 +13,7 @@ from imaml_lightning.errors import check_at_least
 from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.line_search import Point, backtrack
 from imaml_lightning.inner.progress import Progress
-from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.base import Objective
 from imaml_lightning.problem.rows import any_left, dot
 from imaml_lightning.problem.solution import Solution
 
@@ -47,7 +47,7 @@ class LBFGS(SteppedSolver):
         super().__post_init__()
         check_at_least(1, "inner_solver", history=self.history)
 
-    def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
+    def minimise(self, objective: Objective, start: Tensor) -> Solution:
         at = Point(start, *objective.value_and_gradient(start))
         one = torch.ones_like(start[:, :1])
         gamma = self.lr * one

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.base import Objective
 from imaml_lightning.problem.rows import any_left, dot
 
 #: Halvings before a direction is given up; 2⁻³⁰ of a step is rounding.
@@ -25,7 +25,7 @@ class Point(NamedTuple):
 
 
 def backtrack(
-    objective: InnerObjective, at: Point, direction: Tensor, alpha: Tensor, active: Tensor
+    objective: Objective, at: Point, direction: Tensor, alpha: Tensor, active: Tensor
 ) -> tuple[Point, Tensor]:
     """φ + α d for the first α of α₀, α₀/2, α₀/4, … that makes G fall enough; ``active [task, 1]`` tasks only.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.progress import Progress
-from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.base import Objective
 from imaml_lightning.problem.rows import dot
 from imaml_lightning.problem.solution import Solution
 
@@ -35,7 +35,7 @@ class Nesterov(SteppedSolver):
 
     lr: float = 0.05
 
-    def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
+    def minimise(self, objective: Objective, start: Tensor) -> Solution:
         phi = y = start
         t = torch.ones_like(start[:, :1])
         progress = Progress(start, self.rtol)

@@ -1,4 +1,4 @@
-"""Newton's method with exact steps, for a linear head."""
+"""Newton's method with exact steps, for a linear head, and for few parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from imaml_lightning.errors import check_at_least, check_fraction
 from imaml_lightning.inner.base import InnerSolver
 from imaml_lightning.inner.line_search import Point, backtrack
 from imaml_lightning.inner.progress import Progress
-from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.base import Objective
 from imaml_lightning.problem.rows import any_left
 from imaml_lightning.problem.solution import Solution
 
@@ -23,14 +23,14 @@ class Newton(InnerSolver):
     For a linear head under cross-entropy or a squared error, where G is strongly convex: every task ``[task]`` comes to its one
     minimiser, and the steps converge quadratically. With a squared error the first step is the solution: ridge regression
     with features for inputs, in closed form. No rate to choose. A task for which no α helps ends with STALLED: it is as
-    good as the arithmetic allows.
+    good as the arithmetic allows. By ``argmin`` for any G of few parameters, whose ∇²G is then built in full.
 
     Args:
         max_steps: at most.
         rtol: stop where ‖∇G‖ ≤ rtol ‖∇G(start)‖.
 
     Raises:
-        UsageError: when solving, if the inverse of ∇²G has no closed form (``LinearisedObjective.inverse``).
+        UsageError: when solving, if the inverse of ∇²G has no closed form (``Linearised.inverse``).
 
     Cost: two gradient evaluations of the head and one inverse a step, which grows with examples and outputs and not with
     parameters. Source: Boyd and Vandenberghe (2004), section 9.5; Rasmussen and Williams (2006), algorithm 3.3; for ridge
@@ -44,7 +44,7 @@ class Newton(InnerSolver):
         check_at_least(1, "inner_solver", max_steps=self.max_steps)
         check_fraction("inner_solver", rtol=self.rtol)
 
-    def minimise(self, objective: InnerObjective, start: Tensor) -> Solution:
+    def minimise(self, objective: Objective, start: Tensor) -> Solution:
         at = Point(start, *objective.value_and_gradient(start))
         one = torch.ones_like(start[:, :1])
         progress = Progress(start, self.rtol)

@@ -13,7 +13,7 @@ Product = Callable[[Tensor], Tensor]
 
 
 class LinearSolver(ABC):
-    """A solver of symmetric systems, one for each row; its fields are its options."""
+    """A solver of systems, one for each row, symmetric unless the class says that they need not be; its fields are its options."""
 
     @abstractmethod
     def solve(self, product: Product, rhs: Tensor) -> Solution:

@@ -1,8 +1,9 @@
 """The inner problem G(φ, θ) of a batch of tasks, how it is differentiated, and what a solver says of its solution.
 
-Read in this order: network (parameters as one vector), proximal, objective, derivatives, compiled, curvature, solution, rows.
+Read in this order: base (what solvers see), network (parameters as one vector), proximal, objective, function (any G), derivatives, compiled, curvature, solution, rows.
 """
 
+from imaml_lightning.problem.base import Linearised, Objective
 from imaml_lightning.problem.batching import per_task
 from imaml_lightning.problem.curvature import Curvature, FiniteDifference, GaussNewton, Hessian, ReleasedCode
 from imaml_lightning.problem.derivatives import Linearisation
@@ -19,7 +20,9 @@ __all__ = [
     "Hessian",
     "InnerObjective",
     "Linearisation",
+    "Linearised",
     "NoProximalTerm",
+    "Objective",
     "ProximalTerm",
     "ReleasedCode",
     "Result",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from imaml_lightning.errors import UsageError, check_at_least
+from imaml_lightning.problem.base import Linearised
 from imaml_lightning.problem.objective import LinearisedObjective
 from imaml_lightning.problem.precision import full_precision
 
@@ -28,12 +29,12 @@ class Curvature(ABC):
     def __post_init__(self) -> None:
         check_at_least(0, "curvature", damping=self.damping)
 
-    def product(self, at: LinearisedObjective, u: Tensor) -> Tensor:
+    def product(self, at: Linearised, u: Tensor) -> Tensor:
         """A u ``[task, param]`` for ``u [task, param]``, at the linearised point, in full precision."""
         with full_precision(u.device):
             return torch.add(self._product(at, u), u, alpha=self.damping)
 
-    def inverse(self, at: LinearisedObjective) -> Callable[[Tensor], Tensor]:
+    def inverse(self, at: Linearised) -> Callable[[Tensor], Tensor]:
         """v ↦ A⁻¹ v, exactly.
 
         Raises:
@@ -44,7 +45,13 @@ class Curvature(ABC):
         )
 
     @abstractmethod
-    def _product(self, at: LinearisedObjective, u: Tensor) -> Tensor: ...
+    def _product(self, at: Linearised, u: Tensor) -> Tensor: ...
+
+    def _of_a_network(self, at: Linearised) -> LinearisedObjective:
+        """Refuse a G that is not the loss of a network's outputs."""
+        if isinstance(at, LinearisedObjective):
+            return at
+        raise UsageError(f"{type(self).__name__} needs the outputs of a network, and G is any function: use Hessian")
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Operator:
     """A at a point, as linear solvers take it: a product, and the exact inverse where the problem has one."""
 
     curvature: Curvature
-    at: LinearisedObjective
+    at: Linearised
 
     def __call__(self, u: Tensor) -> Tensor:
         """A u ``[task, param]``."""
@@ -70,10 +77,10 @@ class Hessian(Curvature):
     (1994), "Fast exact multiplication by the Hessian".
     """
 
-    def _product(self, at: LinearisedObjective, u: Tensor) -> Tensor:
-        return at.loss.hvp(u) + at.proximal_hvp(u)
+    def _product(self, at: Linearised, u: Tensor) -> Tensor:
+        return at.hvp(u)
 
-    def inverse(self, at: LinearisedObjective) -> Callable[[Tensor], Tensor]:
+    def inverse(self, at: Linearised) -> Callable[[Tensor], Tensor]:
         return at.inverse(self.damping)
 
 
@@ -85,13 +92,14 @@ class GaussNewton(Curvature):
     Source: Schraudolph (2002), "Fast curvature matrix-vector products", section 3.
     """
 
-    def _product(self, at: LinearisedObjective, u: Tensor) -> Tensor:
+    def _product(self, at: Linearised, u: Tensor) -> Tensor:
+        at = self._of_a_network(at)
         # ∇²ℓ is symmetric, so a backward pass through p(z) applies it.
         (hju,) = torch.autograd.grad(at.loss.output_gradient, at.loss.outputs, at.loss.jvp(u), retain_graph=True)
         return at.loss.vjp(hju) + at.proximal_hvp(u)
 
-    def inverse(self, at: LinearisedObjective) -> Callable[[Tensor], Tensor]:
-        return at.inverse(self.damping)  # known only for linear heads, where both matrices are the same
+    def inverse(self, at: Linearised) -> Callable[[Tensor], Tensor]:
+        return self._of_a_network(at).inverse(self.damping)  # known for linear heads, where both matrices are the same
 
 
 class FiniteDifference(Curvature):
@@ -104,7 +112,7 @@ class FiniteDifference(Curvature):
     Wright, section 8.1 and equation 7.10.
     """
 
-    def _product(self, at: LinearisedObjective, u: Tensor) -> Tensor:
+    def _product(self, at: Linearised, u: Tensor) -> Tensor:
         phi, length = at.phi.detach(), u.norm(dim=1, keepdim=True)
         h = torch.finfo(u.dtype).eps ** (1 / 3) * (1 + phi.norm(dim=1, keepdim=True)) / length
         h = torch.where(length > 0, h, 1)
@@ -120,7 +128,8 @@ class ReleasedCode(Curvature):
     in ``implicit_maml/learner_model.py`` with its defaults.
     """
 
-    def _product(self, at: LinearisedObjective, u: Tensor) -> Tensor:
+    def _product(self, at: Linearised, u: Tensor) -> Tensor:
+        at = self._of_a_network(at)
         strength = at.proximal_hvp(torch.ones_like(u))
         if (strength != strength[:, :1]).any():
             raise UsageError("curvature ReleasedCode needs one λ for the network: set proximal.per to network")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
+from imaml_lightning.problem.base import Linearised, Objective
 from imaml_lightning.problem.compiled import CompiledDerivatives
 from imaml_lightning.problem.derivatives import ByAutograd, Compiled, Derivatives, Linearisation, WrittenOut
 from imaml_lightning.problem.linear_head import LinearHead, LinearisedHead
@@ -21,7 +22,7 @@ from imaml_lightning.problem.randomness import Generators
 
 
 @dataclass(frozen=True, eq=False)
-class InnerObjective:
+class InnerObjective(Objective):
     """G(φ, θ) = L_S(φ) + R(φ, θ) for each task of a chunk, as a function of φ ``[task, param]``.
 
     Attributes:
@@ -105,7 +106,7 @@ class InnerObjective:
             return LinearisedObjective(self, self.derivatives.linearise(phi), generators)
 
 
-class LinearisedObjective:
+class LinearisedObjective(Linearised):
     """G at a point: ∇_φ G = ∇L_S + ∇R, with the products that curvature needs.
 
     Attributes:
@@ -123,6 +124,10 @@ class LinearisedObjective:
     def value(self) -> Tensor:
         """G ``[task]``, without a graph."""
         return self.loss.loss.detach() + self._objective.proximal(self.phi.detach(), self._objective.theta)
+
+    def hvp(self, u: Tensor) -> Tensor:
+        """∇²_φφ G u ``[task, param]``."""
+        return self.loss.hvp(u) + self.proximal_hvp(u)
 
     def proximal_hvp(self, u: Tensor) -> Tensor:
         """∇²R u ``[task, param]``."""

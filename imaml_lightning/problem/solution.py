@@ -8,6 +8,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from imaml_lightning.errors import UsageError
+
 
 class Result(IntEnum):
     """How a solve ended; ``advice`` says what to do about it."""
@@ -60,6 +62,18 @@ class Solution:
         result = torch.where(~met & (result == Result.CONVERGED), Result.STEP_LIMIT, result)
         result = torch.where(residual.isfinite(), result, Result.NONFINITE)
         return replace(self, result=result, residual=residual)
+
+
+def check_converged(what: str, solution: Solution) -> None:
+    """Refuse a solve of which a task did not converge."""
+    failed = (solution.result != Result.CONVERGED).nonzero().squeeze(1)
+    if len(failed):
+        of = f" of {int(failed[0])} (and {len(failed) - 1} more)" if len(solution.result) > 1 else ""
+        code = Result(int(solution.result[failed[0]]))
+        raise UsageError(
+            f"{what}{of} was not solved: residual {float(solution.residual[failed[0]]):.1e} after "
+            f"{int(solution.steps[failed[0]])} steps, {code.name}. {code.advice}"
+        )
 
 
 def indicators(result: Tensor) -> dict[str, Tensor]:
