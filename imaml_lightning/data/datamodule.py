@@ -91,7 +91,9 @@ class EpisodeDataModule(LightningDataModule):
         self.seed, self.workers = seed, workers
         self.augment, self.on_device = augment, on_device
         if on_device and not isinstance(self.source, ClassSource):
-            raise UsageError(f"--data.on_device needs a bank, which {type(self.source).__name__} has not: leave it out.")
+            raise UsageError(
+                f"--data.on_device needs a bank, which {type(self.source).__name__} has not: leave it out."
+            )
         self._bank = DeviceBank(self.source) if on_device and isinstance(self.source, ClassSource) else None
         self.features: PictureFeatures | None = None  # in place of pictures; callbacks.FeatureBank sets it
         self._ready = False

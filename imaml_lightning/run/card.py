@@ -74,7 +74,11 @@ def _episodes(data: EpisodeDataModule) -> str:
     """``5-way 1 to 9-shot episodes, 15 queries``."""
     way, shots, query = data.training
     number = f"{shots[0]} to {shots[-1]}" if len(shots) > 1 else str(shots[-1])
-    return f"{way}-way {number}-shot episodes, {query} queries" if data.source.task == "classification" else f"{number}-shot episodes, {query} queries"
+    return (
+        f"{way}-way {number}-shot episodes, {query} queries"
+        if data.source.task == "classification"
+        else f"{number}-shot episodes, {query} queries"
+    )
 
 
 def share(loggers: Iterable[Logger], checkpoint: Path, card: Path) -> None:
