@@ -130,7 +130,14 @@ def betty(problem: Problem) -> Tensor:
         def training_step(self, batch: object) -> Tensor:
             return problem.outer(self.inner())
 
-    parts = {"inner": (Inner, torch.zeros_like(problem.log_strength), problem.lr, Config(type="cg", cg_iterations=problem.cg, unroll_steps=problem.steps))}
+    parts = {
+        "inner": (
+            Inner,
+            torch.zeros_like(problem.log_strength),
+            problem.lr,
+            Config(type="cg", cg_iterations=problem.cg, unroll_steps=problem.steps),
+        )
+    }
     parts["outer"] = Outer, problem.log_strength, 1.0, Config(retain_graph=True)
     built = {}
     for name, (kind, value, lr, config) in parts.items():
@@ -200,7 +207,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    logging.getLogger("betty").setLevel(logging.ERROR)
+    logging.disable(logging.INFO)  # Betty tells of itself
     problem = Problem.of(chosen)
     table, expected = contenders(problem), problem.reference()
     errors = {name: ((run() - expected).norm() / expected.norm()).item() for name, (run, _) in table.items()}

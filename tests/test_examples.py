@@ -61,8 +61,11 @@ def test_regularisation() -> None:
     (gradient,) = torch.autograd.grad(loss, m)
     u = torch.linalg.solve(
         hessian(example.G)(w.detach(), m.detach()),
-        grad(lambda w: torch.nn.functional.binary_cross_entropy_with_logits(
-            example.x[example.validation] @ w, example.y[example.validation]))(w.detach()),
+        grad(
+            lambda w: torch.nn.functional.binary_cross_entropy_with_logits(
+                example.x[example.validation] @ w, example.y[example.validation]
+            )
+        )(w.detach()),
     )
     expected = -jacrev(grad(example.G), argnums=1)(w.detach(), m.detach()).T @ u
     assert (gradient - expected).norm() <= 1e-8 * expected.norm()

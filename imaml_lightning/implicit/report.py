@@ -104,8 +104,8 @@ def _by_rows(equation: FunctionEquation) -> list[Tensor]:
     gradients = [equation.vjp(row.reshape(shape))[: len(equation.copies)] for row in rows]
     found = []
     for number, m in enumerate(equation.copies):
-        each = [torch.zeros_like(m) if g[number] is None else g[number] for g in gradients]
-        found.append(torch.stack(each).reshape(*shape, *m.shape))
+        each = [g[number] for g in gradients]
+        found.append(torch.stack([torch.zeros_like(m) if g is None else g for g in each]).reshape(*shape, *m.shape))
     return found
 
 
