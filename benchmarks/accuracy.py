@@ -2,6 +2,8 @@
 
     accuracy.py --seconds 635 --seeds 0 1 2                          # the head alone, exact implicit gradient
     accuracy.py --seconds 60 --variants head-first-order head-maml   # others in the same frame
+    accuracy.py --keep heads                                         # keeps heads/head_0.ckpt
+    accuracy.py --seconds 200 --start heads/head_0.ckpt --variants head fixed-block --results accuracy_from_head
 
 Core-seconds are process time of training alone, on one thread, over which the outer rate falls to 0 as a cosine. Split and
 test episodes are those of configs/omniglot.yaml. Each query example is classified by itself unless the row says
@@ -16,6 +18,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import mean, stdev
 
 import torch
@@ -26,12 +29,14 @@ from torch import nn
 from imaml_lightning import EpisodeDataModule, InnerObjective, MetaLearner, ProximalTerm
 from imaml_lightning.adaptation import Adaptation, Adapted, FirstOrder, Implicit, Unrolled
 from imaml_lightning.cli.freed_memory import keep_freed_memory
-from imaml_lightning.data import Omniglot
-from imaml_lightning.inner import GradientDescent, Newton
+from imaml_lightning.data import Augment, Omniglot
+from imaml_lightning.inner import GradientDescent, HessianFree, Newton
 from imaml_lightning.linear import ConjugateGradient, Exact
 from imaml_lightning.models import AnyWay, Conv4, OneHotSquaredError
 from imaml_lightning.optimizers import SGD, Learned
 from imaml_lightning.problem import GaussNewton, Hessian, Result, Solution
+from imaml_lightning.problem.network import FlatNetwork
+from imaml_lightning.run.callbacks import MovingAverage, StartFrom
 
 SETTINGS = ("5w1s", "5w5s", "20w1s", "20w5s")
 
@@ -71,17 +76,24 @@ class Variant:
     """What is adapted, and how that is differentiated."""
 
     adaptation: Callable[[], Adaptation]
-    inner: Callable[[], nn.Module | None] = lambda: None  # the support set's criterion
+    inner: Callable[[], nn.Module | None] = lambda: None  # the support set's criterion; None is the query set's
     adapt: tuple[str, ...] = ("head.*",)
     norm: str | tuple[str, ...] = "running"
     bias: bool = False
     way: int = 40
     tasks: int = 1
     folds: int = 4
+    filters: tuple[int, ...] = (32, 64, 64, 64)
+    augment: Augment | None = None
+    average: bool = False
 
 
-def exact() -> Implicit:
-    return Implicit(Newton(), Exact(), Hessian(), ProximalTerm(0.1, learn=True))
+def exact(strength: float = 1.0) -> Implicit:
+    return Implicit(Newton(), Exact(), Hessian(), ProximalTerm(strength, learn=True))
+
+
+def one_hot(learn: bool = True) -> nn.Module:
+    return OneHotSquaredError(40.0, learn)
 
 
 def cross_entropy() -> nn.Module:
@@ -94,14 +106,33 @@ def deeper(linear: type, learn: bool = True) -> Implicit:
     return Implicit(descent, ConjugateGradient(5, 1e-2), linear(), ProximalTerm(1.0, "tensor", learn=learn))
 
 
-HEAD = Variant(exact, OneHotSquaredError)
+class HeadAndBlock(ProximalTerm):
+    """λ = 1 for the last adapted tensor, the head, and 1e5 for the others, for a loss as large as targets of 40 make it."""
+
+    def __init__(self, learn: bool) -> None:
+        super().__init__(1e5, "tensor", learn)
+
+    def fit_to(self, network: FlatNetwork) -> None:
+        super().fit_to(network)
+        self.raw.data[-1] = self._raw(1.0, 1).item()
+
+
+HEAD = Variant(exact, one_hot)
 LAST = ("body.3.*", "head.*")
 BLOCK = Variant(lambda: deeper(GaussNewton), cross_entropy, LAST, ("running",) * 3 + ("batch",))
 ALL = replace(BLOCK, adapt=("*",), norm="batch", way=20, folds=1)
+STEPS = HessianFree(cg_steps=5, max_steps=3)
+FIXED = Variant(
+    lambda: Implicit(STEPS, ConjugateGradient(5, 1e-2), GaussNewton(), HeadAndBlock(learn=True)),
+    one_hot, LAST, ("running",) * 3 + ("fixed",),
+)  # fmt: skip
 VARIANTS = {
     "head": HEAD,
-    "head-cross-entropy": Variant(exact, cross_entropy),
-    "head-first-order": Variant(lambda: FirstOrder(Newton(), ProximalTerm(0.1)), lambda: OneHotSquaredError(learn=False)),
+    "head-wide": replace(
+        HEAD, filters=(32, 64, 128, 128), way=60, augment=Augment(False, rotation=10, scale=0.15, shear=0.15, shift=1.5), average=True,
+    ),
+    "head-cross-entropy": Variant(lambda: exact(0.01), cross_entropy),
+    "head-first-order": Variant(lambda: FirstOrder(Newton(), ProximalTerm(1.0)), lambda: one_hot(learn=False)),
     "head-maml": Variant(lambda: Unrolled(SGD(100.0), steps=5, learned=[Learned("lr")]), nn.CrossEntropyLoss),
     "head-prototypes": Variant(Prototypes, bias=True),
     "head-no-folds": replace(HEAD, folds=1),
@@ -109,6 +140,8 @@ VARIANTS = {
     "block-hessian": replace(BLOCK, adaptation=lambda: deeper(Hessian)),
     "block-first-order": replace(BLOCK, adaptation=lambda: FirstOrder(GradientDescent(0.02, 10), ProximalTerm(1.0))),
     "block-maml": replace(BLOCK, adaptation=lambda: Unrolled(SGD(0.02), steps=5, learned=[Learned("lr", "tensor")])),
+    "fixed-block-gauss-newton": FIXED,
+    "fixed-block-first-order": replace(FIXED, adaptation=lambda: FirstOrder(STEPS, HeadAndBlock(learn=False)), inner=lambda: one_hot(False)),
     "all-gauss-newton": ALL,
     "all-first-order": replace(ALL, adaptation=lambda: FirstOrder(GradientDescent(0.02, 10), ProximalTerm(1.0))),
     "all-maml": replace(ALL, adaptation=lambda: Unrolled(SGD(0.02), steps=5, learned=[Learned("lr", "tensor")])),
@@ -135,12 +168,14 @@ class Budget(Callback):
         trainer.should_stop = trainer.should_stop or self.used >= self.seconds
 
 
-def run(name: str, seed: int, seconds: float, lr: float, root: str, episodes: int) -> dict[str, object]:
-    """Train and test one variant."""
+def run(
+    name: str, seed: int, seconds: float, lr: float, root: str, episodes: int, start: str = "", keep: str = ""
+) -> dict[str, object]:
+    """Train and test one variant, from the checkpoint ``start`` if there is one; its own goes into the folder ``keep``."""
     chosen = VARIANTS[name]
     seed_everything(seed, verbose=False)
     network = Conv4(
-        filters=[32, 64, 64, 64], norm=chosen.norm, norm_first=True, pools=3, unit_length=True, any_way=True,
+        filters=chosen.filters, norm=chosen.norm, norm_first=True, pools=3, unit_length=True, any_way=True,
     )  # fmt: skip
     if chosen.bias:
         network.head = AnyWayWithBias(network.head.in_features)
@@ -150,15 +185,19 @@ def run(name: str, seed: int, seconds: float, lr: float, root: str, episodes: in
     )  # fmt: skip
     data = EpisodeDataModule(
         Omniglot(root, download=True, splits="random"), way=chosen.way, query=3, tasks=chosen.tasks, eval_way=20,
-        eval_query=15, eval_settings=SETTINGS, train_batches=100, test_episodes=episodes,
+        eval_query=15, eval_settings=SETTINGS, train_batches=100, test_episodes=episodes, augment=chosen.augment,
     )  # fmt: skip
     budget = Budget(seconds, lr)
+    callbacks: list[Callback] = [budget, *([MovingAverage()] if chosen.average else [])]
+    callbacks += [StartFrom(start)] if start else []
     trainer = Trainer(
         max_steps=10**6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
-        enable_progress_bar=False, limit_val_batches=0, callbacks=[budget], inference_mode=False, min_epochs=0,
+        enable_progress_bar=False, limit_val_batches=0, callbacks=callbacks, inference_mode=False, min_epochs=0,
     )  # fmt: skip
     trainer.fit(learner, data)
     steps = trainer.global_step
+    if keep:
+        trainer.save_checkpoint(Path(keep) / f"{name}_{seed}.ckpt")
     (figures,) = trainer.test(learner, data, verbose=False)[:1] or [{}]
     figures = {key: float(value) for key, value in trainer.callback_metrics.items()}
     row: dict[str, object] = {"variant": name, "seed": seed, "core_seconds": budget.used, "meta_steps": steps}
@@ -166,7 +205,10 @@ def run(name: str, seed: int, seconds: float, lr: float, root: str, episodes: in
         row[setting] = 100 * figures[f"test/{setting}/accuracy_{learner.protocol}"]
         row[f"{setting}_ci95"] = 100 * figures[f"test/{setting}/accuracy_{learner.protocol}_ci95"]
     row["stationarity"] = max(figures[f"test/{setting}/inner_stationarity"] for setting in SETTINGS)
-    return row | {"protocol": learner.protocol, "strength": float(learner.adaptation.proximal.strength().mean())}
+    return row | {
+        "protocol": learner.protocol,
+        "strength": float(learner.adaptation.proximal.strength().detach().mean()),
+    }
 
 
 def summary(rows: list[dict[str, str]]) -> list[dict[str, object]]:
@@ -195,6 +237,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--lr", type=float, default=0.003, help="Of the outer Adam, at the start.")
     parser.add_argument("--episodes", type=int, default=1000, help="Test episodes of each setting.")
+    parser.add_argument("--start", default="", help="A checkpoint whose network training begins with.")
+    parser.add_argument("--keep", default="", help="A folder for the checkpoints.")
     parser.add_argument("--results", default="accuracy", help="Name of the table in results/.")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -202,7 +246,7 @@ def main() -> None:
     root = os.environ.get("IMAML_OMNIGLOT_ROOT", "data")
     for seed in chosen.seeds:
         for name in chosen.variants:
-            row = run(name, seed, chosen.seconds, chosen.lr, root, chosen.episodes)
+            row = run(name, seed, chosen.seconds, chosen.lr, root, chosen.episodes, chosen.start, chosen.keep)
             same = (name, str(seed), round(chosen.seconds, -1))
             rows = [
                 r

@@ -15,7 +15,7 @@ import torch
 from _common import publish
 
 from imaml_lightning.data import OmniglotChallenge
-from imaml_lightning.evaluation import all_at_once, evaluate, load, one_at_a_time
+from imaml_lightning.evaluation import all_at_once, evaluate, load, load_data, one_at_a_time
 
 RUNS = 20
 
@@ -26,7 +26,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for path in parser.parse_args().checkpoints:
-        learner, data = load(path)
+        learner, data = load(path), load_data(path)
         assert isinstance(data.source, OmniglotChallenge)
         row: dict[str, object] = {"background": data.source.background}
         row["meta-steps"] = torch.load(path, weights_only=True)["global_step"]

@@ -18,10 +18,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from _common import machine, write
+from _ordinary_training import Continued, OneProblem
 from family import fit_and_test
 
-from imaml_lightning.adaptation import Continued
-from imaml_lightning.data import EpisodeDataModule, Omniglot, OneProblem
+from imaml_lightning.data import EpisodeDataModule, Omniglot
 from imaml_lightning.episode import Episode
 from imaml_lightning.learner import MetaLearner
 from imaml_lightning.models import DenseNet

@@ -24,35 +24,25 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from imaml_lightning import Episode, FirstOrder, Implicit, InnerObjective, MetaLearner, ProximalTerm
+from imaml_lightning import inner as solvers
 from imaml_lightning.adaptation import Adaptation, Adapted
-from imaml_lightning.inner import (
-    LBFGS,
-    Adam,
-    BacktrackingGradientDescent,
-    BarzilaiBorwein,
-    GradientDescent,
-    HeavyBall,
-    HessianFree,
-    InnerSolver,
-    Nesterov,
-)
 from imaml_lightning.linear import ConjugateGradient, Minres, Neumann, Nystrom
 from imaml_lightning.models import Conv4
 from imaml_lightning.problem import GaussNewton, Hessian, ReleasedCode, Result
 
 Row = dict[str, object]
 
-INNER: dict[str, InnerSolver] = {
-    "gradient descent, 16 x 0.1": GradientDescent(0.1, 16),
-    "gradient descent, 8 x 0.2": GradientDescent(0.2, 8),
-    "gradient descent, 16 x 0.05": GradientDescent(0.05, 16),
-    "backtracking": BacktrackingGradientDescent(0.2, 8),
-    "Barzilai-Borwein": BarzilaiBorwein(0.1, 16),
-    "heavy ball": HeavyBall(0.05, 16, momentum=0.5),
-    "Nesterov": Nesterov(0.05, 16),
-    "Adam": Adam(0.01, max_steps=16),
-    "L-BFGS": LBFGS(max_steps=12),
-    "Hessian-free": HessianFree(max_steps=2, cg_steps=3),
+INNER: dict[str, solvers.InnerSolver] = {
+    "gradient descent, 16 x 0.1": solvers.GradientDescent(0.1, 16),
+    "gradient descent, 8 x 0.2": solvers.GradientDescent(0.2, 8),
+    "gradient descent, 16 x 0.05": solvers.GradientDescent(0.05, 16),
+    "backtracking": solvers.BacktrackingGradientDescent(0.2, 8),
+    "Barzilai-Borwein": solvers.BarzilaiBorwein(0.1, 16),
+    "heavy ball": solvers.HeavyBall(0.05, 16, momentum=0.5),
+    "Nesterov": solvers.Nesterov(0.05, 16),
+    "Adam": solvers.Adam(0.01, max_steps=16),
+    "L-BFGS": solvers.LBFGS(max_steps=12),
+    "Hessian-free": solvers.HessianFree(max_steps=2, cg_steps=3),
 }
 SYSTEMS = {
     "first order": None,
@@ -75,7 +65,7 @@ class Study:
         self.proximal = ProximalTerm(strength)
         flat = learner.flat
         self.objective = InnerObjective(flat, episode.support, flat.vector(), self.proximal, learner.criterion)
-        tight = LBFGS(max_steps=reference_steps, lr=0.05, rtol=1e-3)
+        tight = solvers.LBFGS(max_steps=reference_steps, lr=0.05, rtol=1e-3)
         self.phi = tight.minimise(self.objective, self.objective.start()).value
         self.reference, adapted = self.gradient(Implicit(Given(self.phi), Minres(200, 1e-4), Hessian(), self.proximal))
         self.certificate = adapted.stationarity.mean().item(), adapted.linear.residual.mean().item()
@@ -84,13 +74,13 @@ class Study:
         """The meta-gradient ``[param]``, and the adapted tasks."""
         return meta_gradient(self.learner, adaptation, self.objective, self.episode.query)
 
-    def rows(self, name: str, solver: InnerSolver, systems: list[str]) -> Iterator[Row]:
+    def rows(self, name: str, solver: solvers.InnerSolver, systems: list[str]) -> Iterator[Row]:
         phi = solver.minimise(self.objective, self.objective.start()).value
         lowest, highest = self.spectrum(phi)
         with torch.no_grad():
             accuracy = self.learner.judge(phi, self.episode.query)["accuracy"].mean().item()
         unrolled = None
-        if isinstance(solver, GradientDescent):
+        if isinstance(solver, solvers.GradientDescent):
             unrolled, _ = self.gradient(maml(solver.lr, solver.max_steps, self.proximal.strength().item()))
         for system in systems:
             curvature, linear = SYSTEMS[system] or (None, None)
@@ -201,9 +191,9 @@ def main() -> None:
             stationarity, residual = study.certificate
             print(f"{name}, λ = {strength:g}: reference at stationarity {stationarity:.2g}, residual {residual:.2g}")
             main_one = strength == options.strengths[0]
-            solvers = list(INNER) if main_one else list(INNER)[:2]
-            solvers = {solver: INNER[solver] for solver in solvers} | {"reference": Given(study.phi)}
-            for solver, one in solvers.items():
+            asked = list(INNER) if main_one else list(INNER)[:2]
+            asked = {solver: INNER[solver] for solver in asked} | {"reference": Given(study.phi)}
+            for solver, one in asked.items():
                 found = [
                     {"weights": name, "strength": strength, **row} for row in study.rows(solver, one, list(SYSTEMS))
                 ]

@@ -29,23 +29,13 @@ from imaml_lightning import (
     EpisodeDataModule,
     FirstOrder,
     Implicit,
-    InnerSolver,
     LinearSolver,
     MetaLearner,
     ProximalTerm,
 )
+from imaml_lightning import inner as solvers
 from imaml_lightning.data import Sinusoid
 from imaml_lightning.episode import Episode, Examples
-from imaml_lightning.inner import (
-    LBFGS,
-    Adam,
-    BacktrackingGradientDescent,
-    BarzilaiBorwein,
-    GradientDescent,
-    HeavyBall,
-    HessianFree,
-    Nesterov,
-)
 from imaml_lightning.linear import ConjugateGradient, Minres, Neumann, Nystrom, NystromPreconditioner
 from imaml_lightning.problem import Curvature, GaussNewton, Hessian, InnerObjective
 
@@ -106,7 +96,7 @@ def problem(name: str, network: nn.Module, strength: float, episode: Episode, tr
         learner.judge(learner.adapted(batch.support).phi, batch.query)["loss"].mean().backward()
         optimizer.step()
     objective = learner.objective(episode.support)
-    near = LBFGS(max_steps=500, rtol=1e-8).minimise(objective, objective.start()).value
+    near = solvers.LBFGS(max_steps=500, rtol=1e-8).minimise(objective, objective.start()).value
     phi, gradient, spectra = dense(learner, episode, near)
     assert (phi - near).norm() < 1e-3 * near.norm(), "Newton's method left the minimiser that L-BFGS found"
     at_minimiser = spectra[::2]
@@ -148,19 +138,19 @@ def sinusoid() -> Problem:
     return problem("sinusoid network", network, 0.5, double(data.episode("test", 0, tasks=4)), train)
 
 
-def inner_solvers(of: Problem, steps: int) -> dict[str, InnerSolver]:
+def inner_solvers(of: Problem, steps: int) -> dict[str, solvers.InnerSolver]:
     lr = 1 / of.largest
     root = math.sqrt(of.condition)
     best = {"lr": 4 * root**2 * lr / (root + 1) ** 2, "momentum": ((root - 1) / (root + 1)) ** 2}
     return {
-        "gradient descent": GradientDescent(lr, steps),
-        "backtracking": BacktrackingGradientDescent(1.0, steps),
-        "Barzilai-Borwein": BarzilaiBorwein(lr, steps),
-        "heavy ball": HeavyBall(**best, max_steps=steps),
-        "Nesterov": Nesterov(lr, steps),
-        "Adam": Adam(0.02, max_steps=steps),
-        "L-BFGS": LBFGS(max_steps=steps),
-        "Hessian-free": HessianFree(damping=1e-3, cg_rtol=0.01, max_steps=max(1, steps // 12)),
+        "gradient descent": solvers.GradientDescent(lr, steps),
+        "backtracking": solvers.BacktrackingGradientDescent(1.0, steps),
+        "Barzilai-Borwein": solvers.BarzilaiBorwein(lr, steps),
+        "heavy ball": solvers.HeavyBall(**best, max_steps=steps),
+        "Nesterov": solvers.Nesterov(lr, steps),
+        "Adam": solvers.Adam(0.02, max_steps=steps),
+        "L-BFGS": solvers.LBFGS(max_steps=steps),
+        "Hessian-free": solvers.HessianFree(damping=1e-3, cg_rtol=0.01, max_steps=max(1, steps // 12)),
     }
 
 
@@ -182,7 +172,7 @@ def inner_rows(of: Problem, grid: list[int]) -> Iterator[Row]:
     for steps in grid:
         for method, solver in inner_solvers(of, steps).items():
             objective = CountedObjective.of(of.objective, tally := Tally())
-            if isinstance(solver, HessianFree):
+            if isinstance(solver, solvers.HessianFree):
                 curvature = CountedCurvature(curvature=Hessian(), tally=tally)
                 solver = replace(solver, curvature=curvature)
             phi = solver.minimise(objective, objective.start()).value
@@ -209,7 +199,7 @@ def both_rows(of: Problem, grid: list[int]) -> Iterator[Row]:
     lr, objective, proximal = 1 / of.largest, of.objective, of.learner.adaptation.proximal
     strength = proximal.strength().item()
     for steps in grid:
-        descent = GradientDescent(lr, steps)
+        descent = solvers.GradientDescent(lr, steps)
         phi = descent.minimise(objective, objective.start()).value
         errors = {
             f"implicit, {cg} CG": of.implicit_error(phi, ConjugateGradient(cg, 0.0), Hessian()) for cg in (2, 5, 10, 20)

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from imaml_lightning.data import EpisodeDataModule, EpisodeSource
     from imaml_lightning.episode import Episode, Examples
     from imaml_lightning.errors import UsageError
-    from imaml_lightning.evaluation.predictor import AdaptationReport, Predictor, adapt, load
+    from imaml_lightning.evaluation.adaptation_report import AdaptationReport
+    from imaml_lightning.evaluation.loading import load
+    from imaml_lightning.evaluation.predictor import Predictor, adapt
     from imaml_lightning.implicit import Report, argmin, root
     from imaml_lightning.inner import InnerSolver
     from imaml_lightning.learner.meta_learner import MetaLearner
@@ -43,7 +45,9 @@ _HOMES = {
     "imaml_lightning.data": ["EpisodeDataModule", "EpisodeSource"],
     "imaml_lightning.episode": ["Episode", "Examples"],
     "imaml_lightning.errors": ["UsageError"],
-    "imaml_lightning.evaluation.predictor": ["AdaptationReport", "Predictor", "adapt", "load"],
+    "imaml_lightning.evaluation.adaptation_report": ["AdaptationReport"],
+    "imaml_lightning.evaluation.loading": ["load"],
+    "imaml_lightning.evaluation.predictor": ["Predictor", "adapt"],
     "imaml_lightning.implicit": ["Report", "argmin", "root"],
     "imaml_lightning.inner": ["InnerSolver"],
     "imaml_lightning.learner.meta_learner": ["MetaLearner"],

@@ -83,3 +83,8 @@ class Episode(NamedTuple):
             Examples(torch.cat([e.x for e in support]), torch.cat([e.y for e in support])),
             Examples(torch.cat([e.x for e in query]), torch.cat([e.y for e in query])),
         )
+
+
+def as_float(episode: Episode) -> Episode:
+    """uint8 images as float32 from 0 to 1; anything else unchanged."""
+    return Episode(*(Examples(e.x.float() / 255 if e.x.dtype == torch.uint8 else e.x, e.y) for e in episode))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imaml_lightning.data.torchmeta.adapter import get_asset
+from imaml_lightning.data.torchmeta.class_datasets import get_asset
 
 SPLITS = {"train": 0, "val": 1, "test": 2}
 

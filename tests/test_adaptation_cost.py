@@ -13,6 +13,7 @@ from torch import Tensor
 
 from imaml_lightning.adaptation import Implicit
 from imaml_lightning.inner import GradientDescent
+from imaml_lightning.learner.advice import outcome
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.linear import ConjugateGradient
 from imaml_lightning.problem.curvature import Hessian
@@ -64,6 +65,16 @@ def test_evaluation_keeps_no_graph_and_needs_no_linear_solve() -> None:
     assert not any(t.requires_grad for t in tensors)
     assert adapted.linear is None
     assert (len(forwards), len(noted)) == (5, 0)
+
+
+def test_what_became_of_a_solve_costs_one_gradient_evaluation() -> None:
+    built, forwards, _ = counting(steps=4, products=3)
+    objective = built.objective(images().support)
+    with torch.no_grad():
+        adapted = built.adaptation(objective)
+        assert outcome(objective, adapted.linearised).keys() == {"inner_diverged", "inner_growth"}
+        assert adapted.inner.residual.isfinite().all()  # of the same linearisation
+    assert len(forwards) == 4 + 2
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from imaml_lightning import Episode, Examples, Implicit, MetaLearner, UsageError, adapt
 from imaml_lightning.evaluation.diagnostics import adaptation_curve
-from imaml_lightning.evaluation.predictor import load
+from imaml_lightning.evaluation.loading import load
 from imaml_lightning.evaluation.protocols import one_at_a_time
 from imaml_lightning.evaluation.uncertainty import predictive_variance
 from imaml_lightning.inner import GradientDescent

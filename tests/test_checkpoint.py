@@ -22,7 +22,8 @@ from torture import flip_bits, kill_in_saves
 
 from imaml_lightning import MetaLearner
 from imaml_lightning.errors import DivergedError, UsageError
-from imaml_lightning.learner.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint, read_checkpoint, sweep
+from imaml_lightning.learner.checkpoint import CONFIG_KEY, WholeCheckpoints, find_checkpoint, read_checkpoint
+from imaml_lightning.learner.whole_file import sweep
 
 
 def content(number: float = 1.0) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from command import CONFIGS, SMALL
 
 from imaml_lightning import Implicit, MetaLearner, load
 from imaml_lightning.cli import main
-from imaml_lightning.evaluation import load as load_with_data
 from imaml_lightning.learner.checkpoint import CONFIG_KEY, class_today
 from imaml_lightning.models import Conv4
 from imaml_lightning.problem import Hessian, NoProximalTerm
@@ -122,7 +121,7 @@ def test_an_old_run_is_evaluated_and_goes_on(
     capsys.readouterr()
     for command in ("validate", "test", "predict"):
         main([command, "--ckpt_path", str(last), "--trainer.accelerator", "cpu"])
-    assert isinstance(load_with_data(last)[0].adaptation.curvature, Hessian)
+    assert isinstance(load(last).adaptation.curvature, Hessian)
     main(["fit", "--ckpt_path", str(last), "--trainer.max_steps", "2"])
     assert torch.load(last, weights_only=True)["global_step"] == 2
 

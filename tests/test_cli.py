@@ -190,32 +190,6 @@ def test_random_weights_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     assert "random, as asked" in capsys.readouterr().out
 
 
-BAD = {
-    "unknown option": (["fit", "--trainer.max_stepz", "3"], "max_stepz"),
-    "missing YAML": (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
-    "way 1": (["fit", "--data.way", "1"], "--data.way"),
-    "too many ways": (["fit", "--data.way", "5000"], "5000"),
-    "too many images": (["fit", "--data.shot", "10", "--data.query", "15"], "20"),
-    "strength 0": (["fit", "--model.adaptation.init_args.proximal.init_args.strength", "0"], "strength"),
-    "missing checkpoint": (["test", "--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
-    "no last": (["fit", "--ckpt_path", "last"], "--name"),
-    "wrong type": (["fit", "--data.way", "many"], "way"),
-    "unknown figure": (["fit", "--best.monitor", "val/acc"], "use --best.monitor val/accuracy"),
-    "figure of classes": (["fit", *SMALL, "--best.monitor", "val/accuracy"], "use --best.monitor val/loss"),
-    "the worst for the best": (["fit", "--best.monitor", "val/loss", "--best.mode", "max"], "use --best.mode min"),
-    "unknown class": (["fit", "--model.network", "NoSuchNetwork"], "NoSuchNetwork"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_sentence(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    args, named = BAD[case]
-    assert named in refused(*args, capsys=capsys)
-
-
 def test_bad_yaml_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("data: {way: [")

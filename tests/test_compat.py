@@ -37,8 +37,8 @@ WITH_OPERATORS = """
 """
 
 
-def run(folder: Path, torchvision: str, code: str) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` in a fresh process beside a torchvision of our own.
+def passes(folder: Path, torchvision: str, code: str) -> None:
+    """``code`` ends well in a fresh process beside a torchvision of our own.
 
     ``compat`` is loaded from its file there, for the package would import lightning, which needs all of torchvision.
     """
@@ -46,17 +46,18 @@ def run(folder: Path, torchvision: str, code: str) -> subprocess.CompletedProces
     package.mkdir()
     (package / "__init__.py").write_text(textwrap.dedent(torchvision))
     (package / "extension.py").write_text("import torch\nready = hasattr(torch.ops.torchvision, 'nms')\n")
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(PACKAGE)])},
         check=False,
     )
+    assert done.returncode == 0, done.stderr
 
 
 def test_missing_operators_are_declared(tmp_path: Path) -> None:
-    done = run(
+    passes(
         tmp_path,
         WITHOUT_OPERATORS,
         """
@@ -73,11 +74,10 @@ def test_missing_operators_are_declared(tmp_path: Path) -> None:
         assert sys.meta_path == finders
         """,
     )
-    assert done.returncode == 0, done.stderr
 
 
 def test_real_operators_are_not_shadowed(tmp_path: Path) -> None:
-    done = run(
+    passes(
         tmp_path,
         WITH_OPERATORS,
         """
@@ -90,11 +90,10 @@ def test_real_operators_are_not_shadowed(tmp_path: Path) -> None:
         assert not hasattr(torch.ops.torchvision, "qnms")
         """,
     )
-    assert done.returncode == 0, done.stderr
 
 
 def test_one_missing_operator_leaves_the_other_alone(tmp_path: Path) -> None:
-    done = run(
+    passes(
         tmp_path,
         WITHOUT_NMS,
         """
@@ -106,11 +105,10 @@ def test_one_missing_operator_leaves_the_other_alone(tmp_path: Path) -> None:
         assert torch.ops.torchvision.nms
         """,
     )
-    assert done.returncode == 0, done.stderr
 
 
 def test_other_failures_pass_through_untouched(tmp_path: Path) -> None:
-    done = run(
+    passes(
         tmp_path,
         "raise RuntimeError('something else')",
         """
@@ -124,7 +122,6 @@ def test_other_failures_pass_through_untouched(tmp_path: Path) -> None:
             raise AssertionError
         """,
     )
-    assert done.returncode == 0, done.stderr
 
 
 def test_missing_torchvision_is_left_missing() -> None:

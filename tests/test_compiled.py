@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from imaml_lightning import Episode, Implicit, MetaLearner, Unrolled
 from imaml_lightning.errors import UsageError
-from imaml_lightning.models import Conv4
+from imaml_lightning.models import AnyWay, Conv4
 from imaml_lightning.problem.compiled import CompiledDerivatives
 from imaml_lightning.problem.curvature import GaussNewton, Hessian
 from imaml_lightning.run.callbacks import Compiled
@@ -86,6 +86,17 @@ def test_training_through_the_trainer() -> None:
     learner = MetaLearner(smooth_mlp(), criterion=nn.MSELoss()).double()
     torch.testing.assert_close(fit(learner, points(), Compiled("eager")), expected)
     assert learner.derivatives is None
+
+
+@quiet
+def test_any_number_of_classes() -> None:
+    def learner() -> MetaLearner:
+        return MetaLearner(
+            nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.Tanh(), AnyWay(6, learn_start=True))
+        ).double()
+
+    expected, compiled = fit(learner(), images()), learner()
+    torch.testing.assert_close(fit(compiled, images(), Compiled("eager")), expected)
 
 
 def broken(graph: object, inputs: object) -> None:

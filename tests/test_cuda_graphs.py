@@ -10,27 +10,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from imaml_lightning import Episode, Examples, FirstOrder, Implicit, MetaLearner, ProximalTerm, Unrolled
-from imaml_lightning.inner import (
-    LBFGS,
-    Adam,
-    BacktrackingGradientDescent,
-    BarzilaiBorwein,
-    GradientDescent,
-    HeavyBall,
-    HessianFree,
-    Nesterov,
-)  # fmt: skip
+from imaml_lightning import inner as solvers
 from imaml_lightning.linear import ConjugateGradient, Dense, Minres, Neumann, Nystrom
 from imaml_lightning.models import MLP, Conv4
 from imaml_lightning.problem.curvature import FiniteDifference, GaussNewton, Hessian
-from imaml_lightning.problem.rows import unseen
+from imaml_lightning.problem.rows import no_sync
 from imaml_lightning.run.callbacks import CUDAGraphs
 from imaml_lightning.run.callbacks import cuda_graphs as module
 
 INNER = [
-    Adam(max_steps=2), BacktrackingGradientDescent(max_steps=1), BarzilaiBorwein(max_steps=2), HeavyBall(max_steps=2),
-    GradientDescent(max_steps=2), GradientDescent(max_steps=3, rtol=0.5), HessianFree(max_steps=1), LBFGS(max_steps=1),
-    Nesterov(max_steps=2),
+    solvers.Adam(max_steps=2), solvers.BacktrackingGradientDescent(max_steps=1), solvers.BarzilaiBorwein(max_steps=2), solvers.HeavyBall(max_steps=2),
+    solvers.GradientDescent(max_steps=2), solvers.GradientDescent(max_steps=3, rtol=0.5), solvers.HessianFree(max_steps=1), solvers.LBFGS(max_steps=1),
+    solvers.Nesterov(max_steps=2),
 ]  # fmt: skip
 LINEAR = [ConjugateGradient(), Minres(), Neumann(), Nystrom(), Dense()]
 quiet = pytest.mark.filterwarnings(
@@ -74,7 +65,7 @@ def test_looking_is_found_out(nowhere: str) -> None:
 def test_inner_solvers_look_at_nothing(adaptation, nowhere: str) -> None:
     learner = MetaLearner(Conv4(way=5, filters=4, size=16), adaptation).to(nowhere)
     part = Examples(torch.rand(3, 5, 1, 16, 16), torch.arange(5).expand(3, -1))
-    with unseen():
+    with no_sync():
         seen = meta_step(learner, on(nowhere, Episode(part, part)))
     assert {figure.device.type for figure in seen.values()} == {nowhere}
 
@@ -83,9 +74,9 @@ def test_inner_solvers_look_at_nothing(adaptation, nowhere: str) -> None:
 @pytest.mark.parametrize("linear", LINEAR, ids=name)
 def test_linear_solvers_look_at_nothing(linear, curvature, nowhere: str) -> None:
     def adaptation() -> Implicit:
-        return Implicit(GradientDescent(max_steps=2), linear, curvature, ProximalTerm(per="tensor", learn=True))
+        return Implicit(solvers.GradientDescent(max_steps=2), linear, curvature, ProximalTerm(per="tensor", learn=True))
 
-    with unseen():
+    with no_sync():
         for learner, episode in (
             (MetaLearner(smooth_conv(norm=True), adaptation()), images()),
             (MetaLearner(MLP(2, 1, [4]), adaptation(), nn.MSELoss()), points()),
@@ -103,7 +94,7 @@ def test_not_looking_changes_no_number(inner, linear) -> None:
     torch.manual_seed(0)
     learner = MetaLearner(smooth_conv().double(), Implicit(inner, linear, GaussNewton())).double()
     looked = meta_step(learner, images())
-    with unseen():
+    with no_sync():
         blind = meta_step(learner, images())
     assert looked.keys() == blind.keys()
     for key, value in looked.items():
@@ -117,7 +108,7 @@ class Rerun:
         self.again = again
 
     def replay(self) -> None:
-        with unseen():
+        with no_sync():
             for place, value in self.again():
                 place.copy_(value)
 
@@ -134,7 +125,7 @@ class CapturedHere(module.Captured):
 
 def fit(capture: bool, adaptation=None, chunk: int = 2, device: str = "cpu", **options) -> MetaLearner:
     torch.manual_seed(0)
-    adaptation = adaptation or Implicit(GradientDescent(max_steps=3), proximal=ProximalTerm(learn=True))
+    adaptation = adaptation or Implicit(solvers.GradientDescent(max_steps=3), proximal=ProximalTerm(learn=True))
     learner = MetaLearner(smooth_conv().double(), adaptation, task_chunk=chunk).double()
     trainer = Trainer(
         callbacks=[CUDAGraphs()] if capture else [], accelerator=device, devices=1, max_steps=6, logger=False, log_every_n_steps=2, enable_checkpointing=False,
@@ -187,7 +178,7 @@ def test_work_that_cannot_be_recorded_is_done_all_the_same(monkeypatch: pytest.M
 @quiet
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "adaptation", [None, FirstOrder(GradientDescent(max_steps=3))], ids=["implicit", "first_order"]
+    "adaptation", [None, FirstOrder(solvers.GradientDescent(max_steps=3))], ids=["implicit", "first_order"]
 )
 def test_a_cuda_graph_learns_the_same(adaptation) -> None:
     plain = fit(False, adaptation, device="cuda", precision="64-true")

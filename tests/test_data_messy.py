@@ -116,11 +116,11 @@ def test_predict_reads_folders_by_the_same_rules(tmp_path: Path) -> None:
     where = str(tmp_path / "support"), str(tmp_path / "query"), None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        x, y, asked, names, _ = _read_folders({"shape": (1, 4, 4), "ink": False, "white": 4095}, *where)
+        read = _read_folders({"shape": (1, 4, 4), "ink": False, "white": 4095}, *where)
     said = "\n".join(str(one.message) for one in caught)
     assert "the pictures of site in" in said
     assert "1 files in" in said
     assert ".heic" in said
-    assert set(y) == {"site"}
-    assert names == {"file": ["0.png", "deep.tif"]}
-    assert (x.shape, asked[0].max(), asked[1].min()) == ((8, 1, 4, 4), 0, 255)
+    assert set(read.y) == {"site"}
+    assert read.known_by == {"file": ["0.png", "deep.tif"]}
+    assert (read.x.shape, read.query[0].max(), read.query[1].min()) == ((8, 1, 4, 4), 0, 255)

@@ -14,15 +14,9 @@ from torch import nn
 from imaml_lightning.adaptation import Reptile, Unrolled
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
+from imaml_lightning.evaluation.confusion import classes_by_group, confusion
 from imaml_lightning.evaluation.diagnostics import adaptation_curve, solves, trace
-from imaml_lightning.evaluation.protocols import (
-    Evaluation,
-    calibration,
-    classes_by_group,
-    confusion,
-    extremes,
-    one_at_a_time,
-)
+from imaml_lightning.evaluation.protocols import Evaluation, calibration, extremes, one_at_a_time
 from imaml_lightning.evaluation.uncertainty import predictive_variance
 from imaml_lightning.inner import GradientDescent
 from imaml_lightning.models import Conv4

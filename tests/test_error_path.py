@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from command import refused
+from command import SMALL, refused
 
 from imaml_lightning.cli import main
 from imaml_lightning.cli.arguments import class_first
@@ -40,10 +40,24 @@ MISTYPED = {
     "data check: a number": (["data", "check", "--data.way", "many"], "give a whole number"),
     "data check: what a class needs": (["data", "check", *TABLE], "give --data.source.target"),
     "data check: no such file": (["data", "check", "--config", "x.yaml"], "--config x.yaml does not exist"),
-    "data check: refused by a constructor": (["data", "check", "--data.shot", "0"], "--data.shot must be at least 1"),
+    "data check: refused by a constructor": (
+        ["data", "check", "--data.shot", "0"],
+        "shot must be at least 1, got 0: set --data.shot",
+    ),
     "predict: what it needs": (["predict", "--support", "x"], "give --ckpt_path and --query"),
     "predict: an option": (["predict", "--support", "x", "--quary", "y"], "did you mean --query"),
     "predict: no such file": (["predict", "--support=x", "--query=y", "--ckpt_path=z"], "checkpoint z does not exist"),
+    "missing YAML": (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
+    "way 1": (["fit", "--data.way", "1"], "--data.way"),
+    "too many ways": (["fit", "--data.way", "5000"], "5000"),
+    "too many images": (["fit", "--data.shot", "10", "--data.query", "15"], "20"),
+    "strength 0": (["fit", "--model.adaptation.init_args.proximal.init_args.strength", "0"], "strength"),
+    "missing checkpoint": (["test", "--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
+    "no last": (["fit", "--ckpt_path", "last"], "--name"),
+    "unknown figure": (["fit", "--best.monitor", "val/acc"], "use --best.monitor val/accuracy"),
+    "figure of classes": (["fit", *SMALL, "--best.monitor", "val/accuracy"], "use --best.monitor val/loss"),
+    "the worst for the best": (["fit", "--best.monitor", "val/loss", "--best.mode", "max"], "use --best.mode min"),
+    "unknown class": (["fit", "--model.network", "NoSuchNetwork"], "NoSuchNetwork"),
 }
 
 

@@ -92,25 +92,6 @@ def test_what_adapts_all_of_a_network_with_running_statistics_is_told_the_remedy
     assert "--model.network.norm batch" in refused("fit", *options, capsys=capsys)
 
 
-def test_rates_are_learned_in_ordinary_training() -> None:
-    source = ["--data.source.init_args.source", "tiny_data.Tiny", "--data.way", "3", "--data.tasks", "1"]
-    growth = ["--model.network.init_args.growth", "2", "--model.network.init_args.size", "8"]
-    small = [
-        "--data.shot",
-        "10",
-        "--data.query",
-        "6",
-        "--data.val_episodes",
-        "1",
-        "--data.source.init_args.held_out",
-        "2",
-    ]
-    blocks = ["--model.network.init_args.blocks", "[1,1]"]
-    config = ["--config", str(CONFIGS / "training" / "learned_rate.yaml")]
-    learner = fit(*config, *source, *growth, *small, *blocks, tiny=TINY[-6:])
-    assert moved(learner) >= {"adaptation.learned.lr.raw", "network.head.weight", "network.head.bias"}
-
-
 @dataclass(frozen=True)
 class SignDescent(TorchRule):
     """A user's optimizer: φ ← φ − lr g/√(g² + eps), a smooth sign."""

@@ -17,7 +17,8 @@ from imaml_lightning import __version__
 from imaml_lightning.cli import main
 from imaml_lightning.cli.command_line import CommandLine
 from imaml_lightning.cli.configs import shipped, with_first_look, with_paths
-from imaml_lightning.cli.help import DATA, FIT, OVERVIEW, PREDICT, TEST
+from imaml_lightning.cli.export import export_file
+from imaml_lightning.cli.help import DATA, EXPORT, FIT, OVERVIEW, PREDICT, TEST
 from imaml_lightning.cli.predict_files import predict_files
 
 OPTION = re.compile(r"--([a-z_]+(?:\.[a-z_]+)*)")
@@ -60,7 +61,7 @@ def test_the_options_that_help_names_exist_and_have_these_defaults(defaults: dic
 
 
 def test_help_fits_on_two_screens() -> None:
-    for text, most in ((OVERVIEW, 25), (FIT, 60), (TEST, 30), (PREDICT, 30), (DATA, 10)):
+    for text, most in ((OVERVIEW, 25), (FIT, 60), (TEST, 30), (PREDICT, 30), (EXPORT, 20), (DATA, 10)):
         lines = text.splitlines()
         assert len(lines) <= most
         assert max(map(len, lines)) <= 100
@@ -71,14 +72,15 @@ def test_options_of_the_other_commands_exist(defaults: dict[str, Any]) -> None:
         for name in OPTION.findall(text):
             if name not in NOT_IN_CONFIG | {"support", "query", "version", "data.source.root"}:
                 value(defaults, name)
-    own = set(inspect.signature(predict_files).parameters)
-    assert own <= set(OPTION.findall(PREDICT)) <= own | {"help"}
+    for function, text in ((predict_files, PREDICT), (export_file, EXPORT)):
+        own = set(inspect.signature(function).parameters)
+        assert own <= set(OPTION.findall(text)) <= own | {"help"}
 
 
 def test_help_needs_neither_torch_nor_lightning() -> None:
     code = (
         "import sys; from imaml_lightning.cli import main\n"
-        "for args in (['--help'], ['fit', '--help'], ['test', '-h'], ['predict', '--help'], ['data', '--help'], ['--version']):\n"
+        "for args in (['--help'], ['fit', '--help'], ['test', '-h'], ['predict', '--help'], ['export', '--help'], ['data', '--help'], ['--version']):\n"
         "    main(args)\n"
         "assert not {'torch', 'lightning', 'jsonargparse', 'wandb'} & sys.modules.keys(), sorted(sys.modules)"
     )

@@ -12,26 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from imaml_lightning import inner as solvers
 from imaml_lightning.errors import UsageError
-from imaml_lightning.inner import (
-    LBFGS,
-    Adam,
-    BacktrackingGradientDescent,
-    BarzilaiBorwein,
-    BlackBox,
-    GradientDescent,
-    HeavyBall,
-    HessianFree,
-    InnerSolver,
-    Nesterov,
-)
 from imaml_lightning.problem.objective import InnerObjective
 from imaml_lightning.problem.solution import Result, Solution
 
 RTOL = 1e-3
 
 
-SOLVERS: dict[str, InnerSolver] = {name: replace(solver, rtol=RTOL) for name, solver in INNER_SOLVERS.items()}
+SOLVERS: dict[str, solvers.InnerSolver] = {name: replace(solver, rtol=RTOL) for name, solver in INNER_SOLVERS.items()}
 MONOTONE = ["backtracking", "lbfgs", "hessian_free", "hessian_free_newton"]
 each_solver = pytest.mark.parametrize("name", SOLVERS)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -145,13 +134,13 @@ def test_a_line_search_that_finds_no_lower_point_says_so(name: str) -> None:
 @pytest.mark.parametrize(
     ("solver", "optimizer"),
     [
-        (GradientDescent(0.05, 9), lambda p: torch.optim.SGD(p, lr=0.05)),
-        (HeavyBall(0.05, 9, momentum=0.8), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8)),
-        (Adam(0.05, max_steps=9), lambda p: torch.optim.Adam(p, lr=0.05)),
+        (solvers.GradientDescent(0.05, 9), lambda p: torch.optim.SGD(p, lr=0.05)),
+        (solvers.HeavyBall(0.05, 9, momentum=0.8), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8)),
+        (solvers.Adam(0.05, max_steps=9), lambda p: torch.optim.Adam(p, lr=0.05)),
     ],
     ids=["gradient_descent", "heavy_ball", "adam"],
 )
-def test_iterates_are_those_of_torch(solver: InnerSolver, optimizer) -> None:
+def test_iterates_are_those_of_torch(solver: solvers.InnerSolver, optimizer) -> None:
     objective, _ = quadratic(SPECTRA["convex"])
     phi = objective.start().clone().requires_grad_()
     stepper = optimizer([phi])
@@ -163,9 +152,11 @@ def test_iterates_are_those_of_torch(solver: InnerSolver, optimizer) -> None:
 
 
 @pytest.mark.parametrize(
-    "solver", [GradientDescent(1.0, 2000, RTOL), Nesterov(1.0, 2000, RTOL)], ids=lambda s: type(s).__name__
+    "solver",
+    [solvers.GradientDescent(1.0, 2000, RTOL), solvers.Nesterov(1.0, 2000, RTOL)],
+    ids=lambda s: type(s).__name__,
 )
-def test_divergence_ends_at_the_last_finite_point(solver: InnerSolver) -> None:
+def test_divergence_ends_at_the_last_finite_point(solver: solvers.InnerSolver) -> None:
     objective, _ = quadratic(SPECTRA["convex"], dtype=torch.float32)
     solution = solver.minimise(objective, objective.start())
     assert (solution.result == Result.NONFINITE).all()
@@ -176,7 +167,7 @@ def test_divergence_ends_at_the_last_finite_point(solver: InnerSolver) -> None:
 @pytest.mark.parametrize("method", ["BFGS", "Newton-CG", "trust-exact", "Powell", "TNC"])
 def test_black_box_takes_any_method_of_scipy(method: str) -> None:
     objective, exact = quadratic([1.0, 4.0], tasks=2)
-    solution = BlackBox(method, 200, 1e-4).minimise(objective, objective.start())
+    solution = solvers.BlackBox(method, 200, 1e-4).minimise(objective, objective.start())
     np.testing.assert_allclose(solution.value.numpy(), exact, atol=1e-3)
     assert (solution.result == Result.CONVERGED).all()
     assert (solution.steps > 0).all()
@@ -184,7 +175,7 @@ def test_black_box_takes_any_method_of_scipy(method: str) -> None:
 
 def test_black_box_refuses_what_is_not_finite() -> None:
     objective, _ = quadratic(SPECTRA["convex"])
-    solution = BlackBox(lambda _, start: start + torch.inf).minimise(objective, objective.start())
+    solution = solvers.BlackBox(lambda _, start: start + torch.inf).minimise(objective, objective.start())
     assert (solution.result == Result.NONFINITE).all()
     assert torch.equal(solution.value, objective.start())
 
@@ -200,15 +191,15 @@ def test_claims_are_true_of_any_spectrum(spectrum: list[float], flip: bool) -> N
 @pytest.mark.parametrize(
     ("build", "option"),
     [
-        (lambda: GradientDescent(lr=-1.0), "lr"),
-        (lambda: BacktrackingGradientDescent(max_steps=-1), "max_steps"),
-        (lambda: BarzilaiBorwein(rtol=1.0), "rtol"),
-        (lambda: HeavyBall(momentum=1.0), "momentum"),
-        (lambda: Nesterov(lr=float("nan")), "lr"),
-        (lambda: Adam(beta2=1.0), "beta2"),
-        (lambda: LBFGS(history=0), "history"),
-        (lambda: HessianFree(damping=0.0), "damping"),
-        (lambda: BlackBox("gradient magic"), "gradient magic"),
+        (lambda: solvers.GradientDescent(lr=-1.0), "lr"),
+        (lambda: solvers.BacktrackingGradientDescent(max_steps=-1), "max_steps"),
+        (lambda: solvers.BarzilaiBorwein(rtol=1.0), "rtol"),
+        (lambda: solvers.HeavyBall(momentum=1.0), "momentum"),
+        (lambda: solvers.Nesterov(lr=float("nan")), "lr"),
+        (lambda: solvers.Adam(beta2=1.0), "beta2"),
+        (lambda: solvers.LBFGS(history=0), "history"),
+        (lambda: solvers.HessianFree(damping=0.0), "damping"),
+        (lambda: solvers.BlackBox("gradient magic"), "gradient magic"),
     ],
 )
 def test_bad_options_are_named(build, option: str) -> None:
@@ -223,7 +214,7 @@ def test_scipy_ends_at_the_first_point_that_meets_the_tolerance_or_says_that_it_
 ) -> None:
     objective, _ = quadratic(SPECTRA["convex"], dtype=dtype)
     for rtol, enough in ((1e-2, True), (1e-12, False)):
-        solution = BlackBox(method, 500, rtol).minimise(objective, objective.start())
+        solution = solvers.BlackBox(method, 500, rtol).minimise(objective, objective.start())
         met = solution.residual <= solution.tolerance
         assert torch.equal(met, solution.result == Result.CONVERGED)
         assert (
@@ -238,5 +229,5 @@ def test_scipy_ends_at_the_first_point_that_meets_the_tolerance_or_says_that_it_
 @pytest.mark.parametrize("method", ["Nelder-Mead", "Powell", "COBYLA"])
 def test_scipy_without_gradients_ends_by_its_steps_or_stalls(method: str) -> None:
     objective, _ = quadratic(SPECTRA["convex"][:3])
-    short = BlackBox(method, 3, 1e-6).minimise(objective, objective.start())
+    short = solvers.BlackBox(method, 3, 1e-6).minimise(objective, objective.start())
     assert (short.result == Result.STEP_LIMIT).all()

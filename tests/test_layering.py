@@ -77,3 +77,12 @@ def test_data_and_learning_do_not_know_each_other() -> None:
 def test_only_data_torchmeta_imports_torchmeta() -> None:
     users = {path.parent for path in FILES for name in imports(path) if name.split(".")[0] == "torchmeta"}
     assert users == {ROOT / "data" / "torchmeta"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    source = path.read_text()
+    assert len(source.splitlines()) <= 250
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert (node.end_lineno or 0) - node.lineno < 50, f"{node.name} is longer than 50 lines"

@@ -12,22 +12,12 @@ from cases import LINEAR_SOLVERS, SIZE, SPECTRA, System
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imaml_lightning import linear
 from imaml_lightning.errors import UsageError
-from imaml_lightning.linear import (
-    GMRES,
-    ConjugateGradient,
-    Dense,
-    DiagonalPreconditioner,
-    LinearSolver,
-    Minres,
-    Neumann,
-    Nystrom,
-    NystromPreconditioner,
-)
 from imaml_lightning.problem.solution import Result, Solution
 
-SOLVERS: dict[str, LinearSolver] = {name: replace(solver, rtol=1e-4) for name, solver in LINEAR_SOLVERS.items()}
-SOLVERS["nystrom_low_rank"] = Nystrom(rank=6)
+SOLVERS: dict[str, linear.LinearSolver] = {name: replace(solver, rtol=1e-4) for name, solver in LINEAR_SOLVERS.items()}
+SOLVERS["nystrom_low_rank"] = linear.Nystrom(rank=6)
 CONVEX = list(LINEAR_SOLVERS)
 DTYPES = [torch.float32, torch.float64]
 each_solver = pytest.mark.parametrize("name", SOLVERS)
@@ -163,9 +153,9 @@ def test_chunks_do_not_matter(name: str, spectrum: str) -> None:
 @pytest.mark.parametrize(
     ("solver", "reference", "spectrum"),
     [
-        (ConjugateGradient, scipy.sparse.linalg.cg, "convex"),
-        (Minres, scipy.sparse.linalg.minres, "indefinite"),
-        (GMRES, scipy_gmres, "indefinite"),
+        (linear.ConjugateGradient, scipy.sparse.linalg.cg, "convex"),
+        (linear.Minres, scipy.sparse.linalg.minres, "indefinite"),
+        (linear.GMRES, scipy_gmres, "indefinite"),
     ],
 )
 def test_iterates_are_those_of_scipy(solver: type, reference, spectrum: str, steps: int) -> None:
@@ -175,25 +165,10 @@ def test_iterates_are_those_of_scipy(solver: type, reference, spectrum: str, ste
     np.testing.assert_allclose(solution.value.numpy(), np.stack(expected), rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["cg", "cg_nystrom", "minres", "gmres", "gmres_restarted", "neumann"])
-def test_warm_starts(name: str) -> None:
-    system = System.of(SPECTRA["convex"])
-    product, rhs = system.arguments(torch.float64)
-    cold = SOLVERS[name].solve(product, rhs)
-    warm = SOLVERS[name].solve(product, rhs, start=cold.value)
-    assert (warm.steps == 0).all()
-    near = SOLVERS[name].solve(product, rhs, start=0.9 * cold.value)
-    check_claims(system, near)
-    assert codes(near) == [Result.CONVERGED] * 3
-    assert (near.steps <= cold.steps).all()
-    zero = SOLVERS[name].solve(product, torch.zeros_like(rhs), start=cold.value)
-    assert (zero.value == 0).all()
-
-
 def test_a_claim_that_rounding_made_is_withdrawn() -> None:
     """In float32 with κ = 1e5 the recurrence of CG reaches 1e-6, the truth does not: no task may claim it."""
     system = System.of(np.logspace(-2.5, 2.5, SIZE))
-    solution = ConjugateGradient(200, 1e-6).solve(*system.arguments(torch.float32))
+    solution = linear.ConjugateGradient(200, 1e-6).solve(*system.arguments(torch.float32))
     true = system.residual(solution.value)
     assert (true > 1e-6).any()
     assert (solution.result != Result.CONVERGED).numpy()[true > 1.1e-6 + system.rounding(solution.value)].all()
@@ -219,7 +194,7 @@ def test_preconditioners_save_steps() -> None:
     product, rhs = spread.arguments(torch.float64)
     assert (SOLVERS["cg"].solve(product, rhs).steps > SOLVERS["cg_nystrom"].solve(product, rhs).steps).all()
     diagonal = torch.tensor(SPECTRA["ill_conditioned"])
-    one = ConjugateGradient(60, preconditioner=DiagonalPreconditioner(probes=1))
+    one = linear.ConjugateGradient(60, preconditioner=linear.DiagonalPreconditioner(probes=1))
     # The diagonal of a diagonal matrix needs one probe; only entries below a hundredth of the mean are not matched.
     assert (one.solve(lambda u: diagonal.clamp(min=5) * u, rhs).steps == 1).all()
 
@@ -241,14 +216,14 @@ def test_claims_are_true_of_any_spectrum(spectrum: list[float], signs: list[int]
 @pytest.mark.parametrize(
     ("build", "option"),
     [
-        (lambda: ConjugateGradient(max_steps=0), "max_steps"),
-        (lambda: Minres(rtol=1.0), "rtol"),
-        (lambda: GMRES(restart=0), "restart"),
-        (lambda: Neumann(lr=0.0), "lr"),
-        (lambda: Nystrom(rank=0), "rank"),
-        (lambda: Dense(rtol=-1.0), "rtol"),
-        (lambda: DiagonalPreconditioner(probes=0), "probes"),
-        (lambda: NystromPreconditioner(rank=0), "rank"),
+        (lambda: linear.ConjugateGradient(max_steps=0), "max_steps"),
+        (lambda: linear.Minres(rtol=1.0), "rtol"),
+        (lambda: linear.Neumann(lr=0.0), "lr"),
+        (lambda: linear.Nystrom(rank=0), "rank"),
+        (lambda: linear.Dense(rtol=-1.0), "rtol"),
+        (lambda: linear.DiagonalPreconditioner(probes=0), "probes"),
+        (lambda: linear.NystromPreconditioner(rank=0), "rank"),
+        (lambda: linear.GMRES(restart=0), "restart"),
     ],
 )
 def test_bad_options_are_named(build, option: str) -> None:

@@ -16,7 +16,6 @@ from imaml_lightning.linear import ConjugateGradient, Exact
 from imaml_lightning.models import AnyWay, Conv4, OneHotSquaredError, UnitLength
 from imaml_lightning.optimizers import SGD, Learned
 from imaml_lightning.problem.curvature import GaussNewton, Hessian, ReleasedCode
-from imaml_lightning.problem.proximal import LowRankProximalTerm
 
 WAY, FEATURES = 3, 4
 CRITERIA = {
@@ -221,7 +220,6 @@ def test_solvers_that_need_a_closed_form_say_so() -> None:
     support = episode().support
     for built, words in [
         (learner(everything=True), "a linear head alone"),
-        (learner(adaptation=Implicit(Newton(), proximal=LowRankProximalTerm())), "no diagonal"),
         (learner(adaptation=Implicit(LBFGS(), Exact(), ReleasedCode())), "has no exact inverse"),
     ]:
         with pytest.raises(UsageError, match=words):

@@ -19,7 +19,7 @@ from imaml_lightning.optimizers import SGD
 from imaml_lightning.problem import losses
 from imaml_lightning.problem.compiled import CompiledDerivatives
 from imaml_lightning.problem.losses import task_losses
-from imaml_lightning.problem.rows import unseen
+from imaml_lightning.problem.rows import no_sync
 
 SIZES = (6, 3, 5)
 
@@ -195,7 +195,7 @@ def test_a_learned_support_loss_of_padded_values() -> None:
 def test_the_same_where_nothing_may_be_looked_at(name: str) -> None:
     examples = padded(False)
     z = torch.randn(*examples.y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    with unseen():
+    with no_sync():
         each = task_losses(VALUES[name], z, examples)
         assert task_losses(OfPairs(), z, examples).isnan().tolist() == [False, True, True]
     torch.testing.assert_close(each, task_losses(VALUES[name], z, examples))

@@ -19,7 +19,7 @@ from imaml_lightning.errors import UsageError
 from imaml_lightning.inner import GradientDescent
 from imaml_lightning.learner.calibration import seconds_a_task
 from imaml_lightning.learner.meta_learner import MetaLearner
-from imaml_lightning.learner.outer_steps import MAX_SKIPPED
+from imaml_lightning.learner.outer import MAX_SKIPPED
 from imaml_lightning.learner.scoreboard import validation_figures
 from imaml_lightning.models import Conv4
 from imaml_lightning.problem.proximal import ProximalTerm

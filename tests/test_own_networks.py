@@ -16,7 +16,7 @@ from torch import nn
 from imaml_lightning import EpisodeDataModule, MetaLearner, UsageError, adapt, load
 from imaml_lightning.adaptation import Implicit
 from imaml_lightning.cli import main
-from imaml_lightning.evaluation import protocols
+from imaml_lightning.evaluation import load_data
 from imaml_lightning.inner import GradientDescent
 from imaml_lightning.models import Conv4, LearnedLoss
 
@@ -55,7 +55,7 @@ def test_every_command_can_be_trusted_and_refuses_by_itself(
     assert Path("predictions.csv").is_file()
     with pytest.raises(UsageError, match=r"name its package in trust=\[…\]"):
         load(checkpoint)
-    learner, data = protocols.load(checkpoint, trust=["own_networks"])
+    learner, data = (read(checkpoint, trust=["own_networks"]) for read in (load, load_data))
     assert (type(learner.network), data.training.way) == (Wide, 3)
 
 

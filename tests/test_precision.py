@@ -28,8 +28,8 @@ class Noted(LinearSolver):
     by: LinearSolver
     notes: list[tuple[Tensor, Solution]]
 
-    def solve(self, product, rhs: Tensor, start: Tensor | None = None) -> Solution:
-        solution = self.by.solve(product, rhs, start)
+    def solve(self, product, rhs: Tensor) -> Solution:
+        solution = self.by.solve(product, rhs)
         self.notes.append((rhs, solution))
         return solution
 

@@ -75,14 +75,31 @@ def test_precision_changes_the_meta_gradient_by_no_more_than_its_rounding(precis
     assert logged["train/linear_nonfinite"] == 0
 
 
-TRAINED = ["--model.adaptation.init_args.proximal.init_args.learn", "true", "--model.adapt", "[layers.0.*]"]
+TRAINED = ["--model.adaptation.init_args.proximal.init_args.learn", "true"]
 
 
-def test_ranks_agree_with_one_process_also_where_strength_and_shared_layers_are_learned(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "adapted",
+    [
+        ["--model.adapt", "[layers.0.*]"],  # the whole network is evaluated; later layers are learned and not adapted
+        [
+            "--model.adapt",
+            "[layers.2.*]",
+            "--model.task_chunk",
+            "1",
+        ],  # features once, walked back through with the last chunk
+    ],
+    ids=["first layer", "cut"],
+)
+def test_ranks_agree_with_one_process_also_where_strength_and_shared_layers_are_learned(
+    adapted: list[str], tmp_path: Path
+) -> None:
     ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     states = []
     for name, devices in (("one", []), ("two", ddp)):
-        done = run("fit", *SMALL, *TRAINED, *devices, "--name", name, "--trainer.max_steps", "6", folder=tmp_path)
+        done = run(
+            "fit", *SMALL, *TRAINED, *adapted, *devices, "--name", name, "--trainer.max_steps", "6", folder=tmp_path
+        )
         assert done.returncode == 0, done.stderr
         checkpoint = tmp_path / "runs" / name / "000" / "last.ckpt"
         states.append(torch.load(checkpoint, weights_only=True)["state_dict"])

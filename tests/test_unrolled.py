@@ -21,7 +21,7 @@ from tiny_learners import (
 )
 from torch import Tensor, nn
 
-from imaml_lightning.adaptation import Continued, FirstOrder, MAMLPlusPlus, Reptile, Unrolled
+from imaml_lightning.adaptation import FirstOrder, MAMLPlusPlus, Reptile, Unrolled
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.inner import GradientDescent
@@ -353,42 +353,3 @@ def test_no_proximal_term_is_zero_with_derivatives() -> None:
 def test_refusals_name_the_option(build: Callable, named: str) -> None:
     with pytest.raises(UsageError, match=named):
         build()
-
-
-def test_continued_training_is_ordinary_training() -> None:
-    built = learner_without_strength(Continued(Adam(0.02), steps=3))
-    twin = learner_without_strength(Continued(Adam(0.02), steps=3)).network
-    theirs = torch.optim.Adam(twin.parameters(), 0.02)
-    outer = torch.optim.Adam(built.parameters(), 0.1)
-    for seed in range(4):
-        episode = points(tasks=1, seed=seed)
-        loss, _ = outer_loss(built, episode)
-        outer.zero_grad()
-        loss.sum().backward()
-        outer.step()
-        built.adaptation.after_outer_step(built.flat, outer)
-        for number in range(3):
-            theirs.zero_grad()
-            x, y = (part[0, number::3] for part in episode.support)
-            nn.functional.mse_loss(twin(x), y).backward()
-            theirs.step()
-    for mine, other in zip(built.network.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
-    with torch.no_grad():
-        assert torch.equal(built.adapted(points().support).phi, built.flat.vector().expand(3, -1))
-    with pytest.raises(UsageError, match="tasks 1"):
-        built.adapted(points().support)
-
-
-def test_continued_training_gives_its_rates_their_gradient_and_theta_none() -> None:
-    learned = [Learned("lr", "tensor"), Learned("momentum")]
-    built = learner_without_strength(Continued(SGD(0.05, momentum=0.5), steps=3, learned=learned))
-    rates = list(built.adaptation.learned.parameters())
-
-    def loss(*_: Tensor) -> Tensor:
-        return outer_loss(built, points(tasks=1))[0]
-
-    assert torch.autograd.gradcheck(loss, rates, atol=1e-7, rtol=1e-5)
-    loss().sum().backward()
-    assert all(not p.grad.any() for p in built.network.parameters())
-    assert all(rate.grad.all() for rate in rates)

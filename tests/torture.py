@@ -19,7 +19,8 @@ import torch
 from command import CONFIGS, PEACE, SMALL, run, sabotage
 
 from imaml_lightning.errors import UsageError
-from imaml_lightning.learner.checkpoint import WholeCheckpoints, read_checkpoint, sweep
+from imaml_lightning.learner.checkpoint import WholeCheckpoints, read_checkpoint
+from imaml_lightning.learner.whole_file import sweep
 
 RUN = "runs/sinusoid_5shot/000"
 STEPS, EPOCH = 16, 8

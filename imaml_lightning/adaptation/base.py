@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -13,7 +14,7 @@ from imaml_lightning.implicit.layer import LinearSolve
 from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.problem.objective import InnerObjective, LinearisedObjective
 from imaml_lightning.problem.proximal import ProximalTerm
-from imaml_lightning.problem.solution import Solution
+from imaml_lightning.problem.solution import Result, Solution
 
 
 class Adapted:
@@ -40,6 +41,14 @@ class Adapted:
         self.phi, self.path = phi, path
         self._solution, self._objective, self._at, self._linear_solve = solution, objective, at, linear_solve
 
+    @staticmethod
+    def unsolved(phi: Tensor, steps: int, objective: InnerObjective, path: Sequence[Tensor] = ()) -> Adapted:
+        """φ after so many steps that do not mean to solve the inner problem."""
+        taken = torch.full_like(phi[:, 0], steps, dtype=torch.int64)
+        unsolved, unknown = torch.full_like(taken, Result.STEP_LIMIT), torch.full_like(phi[:, 0].detach(), torch.nan)
+        solution = Solution(phi.detach(), unsolved, taken, unknown, torch.zeros_like(unknown))
+        return Adapted(phi, solution, objective, path)
+
     @property
     def linear(self) -> Solution | None:
         """The linear solve; None until the backward pass has made it, and where there is none to make."""
@@ -48,15 +57,16 @@ class Adapted:
     @cached_property
     def inner(self) -> Solution:
         """The inner solve, certified by ‖∇_φ G‖ at φ."""
-        return self._solution.certified(self._linearised.gradient.detach().norm(dim=1))
+        return self._solution.certified(self.linearised.gradient.detach().norm(dim=1))
 
     @cached_property
     def stationarity(self) -> Tensor:
         """‖∇_φ G‖ / ‖∇L_S‖ at φ ``[task]``."""
-        return self._linearised.stationarity()
+        return self.linearised.stationarity()
 
     @cached_property
-    def _linearised(self) -> LinearisedObjective:
+    def linearised(self) -> LinearisedObjective:
+        """The inner problem linearised at φ, by which both solves are certified."""
         return self._at or self._objective.linearise(self._solution.value)
 
 
@@ -64,17 +74,22 @@ class Adaptation(nn.Module, ABC):
     """A member of the MAML family: how φ depends on θ, how that dependence is differentiated, and the outer loss.
 
     Args:
-        proximal: the regulariser λ/2 ‖φ − θ‖² of the inner objective.
+        proximal: the regulariser of the inner objective, such as λ/2 ‖φ − θ‖²; None is that of the member's source.
+
+    Attributes:
+        usual_proximal: the regulariser of the source: λ = 2 where the inner problem is to be solved, none where steps are
+            unrolled.
+        regroups: it evaluates examples in other batches than their sets, so that the network has to stay whole.
+        constant: every meta-step does the same work on other numbers, so that it can be recorded.
     """
 
-    regroups = (
-        False  # whether it evaluates examples in other batches than their sets, so that the network has to stay whole
-    )
-    constant = False  # whether every meta-step does the same work on other numbers, so that it can be recorded
+    usual_proximal: type[ProximalTerm] = ProximalTerm
+    regroups = False
+    constant = False
 
-    def __init__(self, proximal: ProximalTerm) -> None:
+    def __init__(self, proximal: ProximalTerm | None = None) -> None:
         super().__init__()
-        self.proximal = proximal
+        self.proximal = proximal or self.usual_proximal()
 
     @abstractmethod
     def forward(self, objective: InnerObjective) -> Adapted:

@@ -18,7 +18,7 @@ class FirstOrder(Adaptation):
 
     Args:
         inner_solver: finds φ.
-        proximal: the regulariser with its strength λ.
+        proximal: the regulariser with its strength λ; None is λ = 2.
 
     Source: Finn, Abbeel, Levine (2017), section 5.2, here on the proximal inner problem.
     """
@@ -26,7 +26,7 @@ class FirstOrder(Adaptation):
     constant = True
 
     def __init__(self, inner_solver: InnerSolver = GradientDescent(), proximal: ProximalTerm | None = None) -> None:
-        super().__init__(proximal or ProximalTerm())
+        super().__init__(proximal)
         self.inner_solver = inner_solver
 
     def forward(self, objective: InnerObjective) -> Adapted:

@@ -28,7 +28,7 @@ class Implicit(Adaptation):
         inner_solver: finds φ*.
         linear_solver: solves A u = v in the backward pass.
         curvature: what A is: ``GaussNewton`` (positive definite; the default) or ``Hessian`` (exact).
-        proximal: the regulariser with its strength λ.
+        proximal: the regulariser with its strength λ; None is λ = 2.
 
     Source: Rajeswaran, Finn, Kakade, Levine (2019), "Meta-learning with implicit gradients", lemma 1, algorithm 2.
     """
@@ -42,7 +42,7 @@ class Implicit(Adaptation):
         curvature: Curvature = GaussNewton(),
         proximal: ProximalTerm | None = None,
     ) -> None:
-        super().__init__(proximal or ProximalTerm())
+        super().__init__(proximal)
         self.inner_solver = inner_solver
         self.linear_solver = linear_solver
         self.curvature = curvature

@@ -68,8 +68,8 @@ class MAMLPlusPlus(Unrolled):
         super().after_outer_step(network, optimizer)
         self.meta_steps += 1
 
-    def _segments(self, exact_from: int, steps: int) -> list[range]:
+    def segments(self, exact_from: int, steps: int) -> list[range]:
         """One step each, so that φ is kept after every step while the outer loss needs it."""
         if self.meta_steps >= self.multi_step_until:
-            return super()._segments(exact_from, steps)
+            return super().segments(exact_from, steps)
         return [range(number, number + 1) for number in range(steps)]

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from imaml_lightning.adaptation.base import Adaptation, Adapted
+from imaml_lightning.adaptation.walk import Walk
 from imaml_lightning.errors import UsageError, check_at_least
-from imaml_lightning.optimizers import SGD, DifferentiableOptimizer, Learned, State
+from imaml_lightning.optimizers import SGD, DifferentiableOptimizer, Learned
 from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.problem.objective import InnerObjective
 from imaml_lightning.problem.proximal import NoProximalTerm, ProximalTerm
-from imaml_lightning.problem.randomness import Generators
-from imaml_lightning.problem.solution import Result, Solution
 
 
 class Unrolled(Adaptation):
@@ -46,6 +42,7 @@ class Unrolled(Adaptation):
     Finn, Abbeel, Levine (2017); Grefenstette et al. (2019); Shaban et al. (2019) for the truncated form.
     """
 
+    usual_proximal = NoProximalTerm
     outer_steps: Tensor
 
     def __init__(
@@ -59,7 +56,7 @@ class Unrolled(Adaptation):
         outer_moments: bool = False,
         proximal: ProximalTerm | None = None,
     ) -> None:
-        super().__init__(proximal or NoProximalTerm())
+        super().__init__(proximal)
         check_at_least(1, "adaptation", steps=steps, eval_steps=steps if eval_steps is None else eval_steps)
         check_at_least(0, "adaptation", backward_steps=backward_steps or 0)
         self.optimizer, self.steps, self.eval_steps = optimizer, steps, eval_steps or steps
@@ -87,16 +84,30 @@ class Unrolled(Adaptation):
         training = torch.is_grad_enabled()
         steps = self.steps if training else self.eval_steps
         exact_from = max(0, steps - self.exact_steps()) if training else steps
+        walk, path = self.walk(), []
         phi = objective.theta.expand(objective.support.x.shape[0], -1)
-        state, path = self._start(phi), []
-        for numbers in self._segments(exact_from, steps):
-            walk = partial(self._walk, objective, numbers, numbers.start >= exact_from)
-            if self.checkpoint and numbers.start >= exact_from:
-                phi, state = checkpointed(walk, phi, state, self._dependencies(objective))
+        state = walk.start(phi)
+        for numbers in self.segments(exact_from, steps):
+            exact = numbers.start >= exact_from
+            if self.checkpoint and exact:
+                phi, state = walk.take_checkpointed(objective, numbers, phi, state)
             else:
-                phi, state = walk(phi, state)
+                phi, state = walk.take(objective, numbers, exact, phi, state)
             path.append(phi)
-        return self._adapted(phi, steps, objective, path)
+        return Adapted.unsolved(phi, steps, objective, path)
+
+    def walk(self) -> Walk:
+        """The steps, with the hyper-parameters and from the moments as they are now."""
+        if not self.outer_moments or not self.outer_steps:
+            return Walk(self.optimizer, dict(self.learned.items()))
+        moments = {name: self.get_buffer(f"outer_{name}") for name in self.optimizer.moments}
+        return Walk(self.optimizer, dict(self.learned.items()), moments, int(self.outer_steps))
+
+    def segments(self, exact_from: int, steps: int) -> list[range]:
+        """The steps in consecutive parts; φ at the end of each is kept, and with ``checkpoint`` nothing between."""
+        length = math.isqrt(max(1, steps - exact_from - 1)) + 1 if self.checkpoint else max(1, steps - exact_from)
+        exact = [range(first, min(first + length, steps)) for first in range(exact_from, steps, length)]
+        return ([range(exact_from)] if exact_from else []) + exact
 
     def exact_steps(self) -> int:
         """How many of the last steps are differentiated exactly."""
@@ -117,78 +128,3 @@ class Unrolled(Adaptation):
                 )
             self.get_buffer(f"outer_{name}").copy_(torch.cat([each[name].flatten() for each in memory]))
         self.outer_steps += 1
-
-    def _adapted(self, phi: Tensor, steps: int, objective: InnerObjective, path: Sequence[Tensor]) -> Adapted:
-        taken = torch.full_like(phi[:, 0], steps, dtype=torch.int64)
-        unsolved, unknown = torch.full_like(taken, Result.STEP_LIMIT), torch.full_like(phi[:, 0].detach(), torch.nan)
-        solution = Solution(phi.detach(), unsolved, taken, unknown, torch.zeros_like(unknown))
-        return Adapted(phi, solution, objective, path)
-
-    def _segments(self, exact_from: int, steps: int) -> list[range]:
-        """The steps in consecutive parts; φ at the end of each is kept, and with ``checkpoint`` nothing between."""
-        length = math.isqrt(max(1, steps - exact_from - 1)) + 1 if self.checkpoint else max(1, steps - exact_from)
-        exact = [range(first, min(first + length, steps)) for first in range(exact_from, steps, length)]
-        return ([range(exact_from)] if exact_from else []) + exact
-
-    def _start(self, phi: Tensor) -> State:
-        state = self.optimizer.start(phi)
-        if self.outer_moments and self.outer_steps:
-            state |= {name: self.get_buffer(f"outer_{name}").expand_as(phi) for name in self.optimizer.moments}
-        return state
-
-    def _walk(
-        self, objective: InnerObjective, numbers: range, exact: bool, phi: Tensor, state: State
-    ) -> tuple[Tensor, State]:
-        """φ and the state after the steps ``numbers`` (0, 1, ...)."""
-        before = int(self.outer_steps) if self.outer_moments else 0
-        for number in numbers:
-            graph = exact and torch.is_grad_enabled()
-            gradient = objective.gradient(phi) if graph else objective.value_and_gradient(phi)[1]
-            expand = objective.network.expand
-            options = {name: expand(each(number + 1), phi.shape[1]) for name, each in self.learned.items()}
-            # Only a TorchRule, which is a dataclass, has something to learn.
-            optimizer = replace(self.optimizer, **options) if options else self.optimizer  # type: ignore[type-var]
-            phi, state = optimizer.update(phi, gradient, state, before + number + 1)
-        return phi, state
-
-    def _dependencies(self, objective: InnerObjective) -> list[Tensor]:
-        """Every trained tensor on which a step depends, besides φ and the state."""
-        own = (self.learned, self.optimizer)
-        return [*objective.dependencies(), *(p for m in own if isinstance(m, nn.Module) for p in m.parameters())]
-
-
-def checkpointed(
-    walk: Callable[[Tensor, State], tuple[Tensor, State]], phi: Tensor, state: State, dependencies: Sequence[Tensor]
-) -> tuple[Tensor, State]:
-    """``walk(phi, state)`` that keeps its end alone; its graph is built in the backward pass.
-
-    ``dependencies`` are the other tensors on which the walk depends, each once. (torch.utils.checkpoint would compute
-    a segment again for every gradient that is taken inside it.)
-    """
-    before, after = list(state), list[str]()
-
-    def flat(phi: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-        phi, state = walk(phi, dict(zip(before, values, strict=True)))
-        after[:] = state
-        return phi, *state.values()
-
-    phi, *values = _Segment.apply(flat, 1 + len(before), phi, *state.values(), *dependencies)
-    return phi, dict(zip(after, values, strict=True))
-
-
-class _Segment(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, flat: Callable[..., tuple[Tensor, ...]], moving: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.flat, ctx.moving = flat, moving
-        ctx.save_for_backward(*tensors)
-        ctx.generators = Generators(tensors[0].device)
-        return flat(*tensors[:moving])
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        starts = [t.detach().requires_grad_() for t in ctx.saved_tensors[: ctx.moving]]
-        with torch.enable_grad(), ctx.generators.again():  # a network that draws, as dropout does, draws the same again
-            ends = ctx.flat(*starts)
-        inputs = [*starts, *ctx.saved_tensors[ctx.moving :]]
-        return None, None, *torch.autograd.grad(ends, inputs, slopes, allow_unused=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import wandb
 
-from imaml_lightning.cli import check_data, predict_files
+from imaml_lightning.cli import check_data, export, predict_files
 from imaml_lightning.cli.class_change import forget_options_of_the_old_class
 from imaml_lightning.cli.class_names import find_our_classes
 from imaml_lightning.cli.command_line import CommandLine
@@ -81,9 +81,11 @@ def _without_trainer(args: Sequence[str]) -> bool:
         check_data.main(rest[1:])
     elif command == "predict" and any(arg.split("=")[0] in ("--support", "--query") for arg in rest):
         predict_files.main(rest)
+    elif command == "export":
+        export.main(rest)
     elif command in COMMANDS:
         return False
     else:
-        said = f"{command} is no command{nearest(command, COMMANDS)}" if command else "there is no command"
-        raise UsageError(f"{said}: give {', '.join(COMMANDS)} or data check, or --help")
+        said = f"{command} is no command{nearest(command, [*COMMANDS, 'export'])}" if command else "there is no command"
+        raise UsageError(f"{said}: give {', '.join(COMMANDS)}, export or data check, or --help")
     return True

@@ -1,4 +1,4 @@
-"""Configuration files and command lines, read before the parser does: what it would not notice, or would do too late."""
+"""Configuration files and command lines, checked before the parser reads them: for mistakes that it would miss or find too late."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from imaml_lightning.cli.defaults import FIRST_LOOK
+from imaml_lightning.cli.own_options import FIRST_LOOK
 from imaml_lightning.cli.wording import nearest
 from imaml_lightning.errors import UsageError
 

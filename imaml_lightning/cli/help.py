@@ -16,6 +16,7 @@ OVERVIEW = """Meta-learning by implicit MAML and its family.
   validate     figures of a checkpoint on the validation episodes
   test         the same on the test episodes
   predict      adapt a checkpoint to examples of your own
+  export       the same as a file, .onnx or .pt2, that runs without this package
   data check   look at data before training on them: counts, duplicates, leaks between splits
 
     fit --config omniglot_5w1s               an experiment that comes along, or a file of yours
@@ -104,10 +105,28 @@ PREDICT = """Predict examples of your own from a few labelled ones.
   --predictions FILE             what is written [predictions.csv]
   --name NAME, --output FOLDER   where best and last are looked for [runs]
   --inner_solver CLASS           in place of the one of the training, such as LBFGS
+  --report FILE                  the page of pictures, least certain first [predictions.html]
+  --leave_out true               leave out pictures that cannot be read; else they are refused
   --trust PACKAGES               whose classes the checkpoint may name
 
 Without --support and --query, predict writes the outputs for the query sets of the checkpoint's own
 test episodes to predictions.csv; then its options are those of test (see test --help).
+"""
+
+EXPORT = """Adapt a checkpoint to labelled pictures, and write the classifier as a file of its own.
+
+  imaml-lightning export --ckpt_path best --name plants --support new/support --to classifier.onnx
+
+  --ckpt_path FILE|best|last     the checkpoint, or several, [a.ckpt,b.ckpt], whose mean is taken
+  --support FOLDER               labelled: FOLDER/class/*.png
+  --to FILE                      .onnx for onnxruntime, .pt2 for torch.export [classifier.onnx]
+  --name NAME, --output FOLDER   where best and last are looked for [runs]
+  --leave_out true               leave out pictures that cannot be read; else they are refused
+  --trust PACKAGES               whose classes the checkpoint may name
+
+The file takes pictures as bytes and gives a probability for each class. Scaling and normalisation
+are inside, class names and how pictures are read in its metadata. It is written once it says what
+predict says. Needs: pip install 'imaml_lightning[export]'.
 """
 
 DATA = """Look at data before training on them: counts, duplicates, leaks between splits.
@@ -125,6 +144,8 @@ def short_help(args: Sequence[str]) -> str | None:
         return OVERVIEW
     if list(args[:1]) == ["data"]:
         return DATA if len(args) > 1 and args[1] in HELP_OPTIONS else None
+    if list(args[:1]) == ["export"] and topic(args) == "":
+        return EXPORT
     if not args or args[0] not in COMMANDS or topic(args) != "":
         return None
     named = {"test": ("test", "data.test_episodes"), "validate": ("validation", "data.val_episodes")}

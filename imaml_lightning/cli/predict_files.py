@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from imaml_lightning.cli.arguments import class_first, import_only, packages
-from imaml_lightning.cli.complaint import OneSentence
-from imaml_lightning.cli.config import peek_options
-from imaml_lightning.data import EpisodeDataModule
+from imaml_lightning.cli.checkpoints import named_checkpoints
+from imaml_lightning.cli.function_command import run_function
+from imaml_lightning.cli.own_pictures import check_folders, picture_reader, read_query, read_support
+from imaml_lightning.cli.picture_report import Trust, write_page
 from imaml_lightning.data.features import Features
-from imaml_lightning.data.images import PictureReader, class_folders, image_files, warn_of_other_files
 from imaml_lightning.data.table import NO_LABEL, SUFFIXES, read_table
 from imaml_lightning.errors import DataError, UsageError
-from imaml_lightning.evaluation.predictor import Predictor, adapt, load
+from imaml_lightning.evaluation.none_of_these import Threshold
+from imaml_lightning.evaluation.page import page
+from imaml_lightning.evaluation.predictor import Predictor, adapt
 from imaml_lightning.inner import InnerSolver
-from imaml_lightning.learner.checkpoint import find_checkpoint
 from imaml_lightning.learner.meta_learner import MetaLearner
+from imaml_lightning.learner.whole_file import whole_file
 
 
 def main(args: Sequence[str]) -> None:
@@ -30,14 +31,7 @@ def main(args: Sequence[str]) -> None:
         "Predict examples of your own from a few labelled ones. Without --support and --query, predict writes the outputs "
         "for the query sets of the checkpoint's own test episodes; then its options are those of test (see test --help)."
     )
-    parser = OneSentence(prog="imaml-lightning predict", description=about)
-    parser.add_function_arguments(predict_files)
-    parser.add_argument("--traceback", action="store_true", help="Show where an error comes from.")
-    given = class_first(args)
-    import_only(peek_options(["predict", *given]).get("trust"))
-    options = vars(parser.instantiate(parser.parse_args(given)))
-    del options["traceback"]  # main's
-    predict_files(**options)
+    run_function("predict", predict_files, about, args)
 
 
 def predict_files(
@@ -49,6 +43,8 @@ def predict_files(
     name: str | None = None,
     output: str = "runs",
     inner_solver: InnerSolver | None = None,
+    report: str | None = None,
+    leave_out: bool = False,
     trust: str | None = None,
 ) -> Predictor:
     """Adapt a checkpoint to a support set and predict a query set; print whether adaptation helped.
@@ -65,37 +61,55 @@ def predict_files(
         name: of the experiment, for best and last.
         output: where its runs are.
         inner_solver: in place of the one of the training, such as LBFGS, with its options.
+        report: the HTML page to write, of pictures; None means beside the predictions, predictions.html.
+        leave_out: leave out pictures that cannot be read, and name them; else they are refused.
         trust: packages, joined by commas, whose classes the checkpoint may name.
 
     Raises:
         UsageError: a file or folder is missing, damaged, or not of the checkpoint's kind.
     """
-    given = [ckpt_path] if isinstance(ckpt_path, str) else ckpt_path
-    found = [find_checkpoint(one, output, name or "") for one in given]
-    saved = [_reading(path, checkpoint) for path, checkpoint in found]
-    if any(one != saved[0] for one in saved):
-        raise UsageError("the checkpoints read their inputs in different ways: give ones trained on the same data")
-    read = _read_tables if Path(support).suffix.lower() in SUFFIXES else _read_folders
-    x, y, asked, index, labels = read(saved[0], support, query, target)
-    learners = [load(path, packages(trust)) for path, _ in found]
-    if inner_solver is not None:
-        for learner in learners:
-            _solve_by(inner_solver, learner)
-    predictor = adapt(learners, x, y, labels)
-    _write(Path(predictions), predictor, asked, index, saved[0].get("scaler"))
-    print(predictor.report())
-    if protocols := _protocols(predictor, asked):
-        print(f"protocol         {protocols}")
-    if "scaler" in saved[0]:
-        print(
-            f"units            errors above are in units of the training target's deviation, {saved[0]['scaler']['scale'][0]:.4g}"
-        )
-    print(f"predictions      {len(asked)} in {predictions}")
+    found = named_checkpoints(ckpt_path, output, name)
+    tables = Path(support).suffix.lower() in SUFFIXES
+    read = (_read_tables if tables else _read_folders)(found.reading, support, query, target, leave_out)
+    learners = found.learners(trust)
+    for learner in learners:
+        _solve_by(inner_solver, learner)
+    predictor = adapt(learners, read.x, read.y, read.labels)
+    outputs, path, scaler = predictor(read.query), Path(predictions), found.reading.get("scaler")
+    trusted = None if tables else Trust.of(predictor)
+    _write(path, predictor, outputs, read, scaler, trusted.threshold if trusted else None)
+    print(said := "\n".join([*_said(predictor, read.query, scaler), *(trusted.lines(outputs) if trusted else [])]))
+    print(f"predictions      {len(read.query)} in {predictions}")
+    if trusted:
+        shown, ink = Path(report) if report else path.with_suffix(".html"), bool(found.reading["ink"])
+        _write_report(shown, predictor, outputs, read, trusted, said, ink)
     return predictor
 
 
-def _solve_by(solver: InnerSolver, learner: MetaLearner) -> None:
+def _write_report(
+    path: Path, predictor: Predictor, outputs: Tensor, read: Read, trusted: Trust, said: str, ink: bool
+) -> None:
+    names, threshold, reliable = read.known_by["file"], trusted.threshold, trusted.reliable
+    write_page(path, page(predictor, read.query, outputs, names, said, threshold, reliable, read.support, ink))
+    print(f"report           {path}, the least certain pictures first")
+
+
+def _said(predictor: Predictor, asked: np.ndarray, scaler: Mapping[str, Any] | None) -> list[str]:
+    """Whether adaptation helped, by which protocol, and in which units."""
+    lines = [str(predictor.report())]
+    if protocols := _protocols(predictor, asked):
+        lines.append(f"protocol         {protocols}")
+    if scaler:
+        scale = scaler["scale"][0]
+        lines.append(f"units            errors above are in units of the training target's deviation, {scale:.4g}")
+    return lines
+
+
+def _solve_by(solver: InnerSolver | None, learner: MetaLearner) -> None:
+    """From now on it adapts by this inner solver, if one is given."""
     adaptation: Any = learner.adaptation
+    if solver is None:
+        return
     if not hasattr(adaptation, "inner_solver"):
         raise UsageError(
             f"{type(adaptation).__name__} has no inner solver: leave out --inner_solver, its steps are as trained"
@@ -116,42 +130,33 @@ def _protocols(predictor: Predictor, x: np.ndarray) -> str:
     return f"inductive, each example beside the support set alone; all in one batch (transductive), {differ}"
 
 
-def _reading(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """How the checkpoint's source reads raw input; see ``EpisodeSource.reading``."""
-    state = checkpoint.get(EpisodeDataModule.__qualname__)
-    if not state or not state["reading"]:
-        raise UsageError(f"checkpoint {path} does not say how its inputs are read: train one on pictures or a table")
-    return state["reading"]
+class Read(NamedTuple):
+    """What was read of a person's own examples."""
+
+    x: np.ndarray
+    y: np.ndarray
+    query: np.ndarray
+    known_by: dict[str, list[str]]  # the columns that query examples are known by
+    labels: list[str] | None = None
+    support: Sequence[str] = ()  # names of the support examples
 
 
-#: Support inputs and targets, query inputs, the columns that query examples are known by, and the labels if given.
-Read = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, list[str]], list[str] | None]
-
-
-def _read_folders(reading: Mapping[str, Any], support: str, query: str, target: str | None) -> Read:
+def _read_folders(
+    reading: Mapping[str, Any], support: str, query: str, target: str | None, leave_out: bool = False
+) -> Read:
     """Support pictures and classes, query pictures, and the column that names them."""
-    if len(reading.get("shape", ())) != 3:
-        raise UsageError(f"this checkpoint was not trained on images, and {support} is no table: give a .csv file")
-    for folder in (support, query):
-        if not Path(folder).is_dir():
-            raise UsageError(f"{folder} is not a folder: give the folder of your pictures (or a .csv table)")
-    advice = "give a folder with one folder for each class."
-    files = [(file, at.name) for at in class_folders(Path(support), advice) for file in image_files(at)]
-    asked = image_files(Path(query))
-    warn_of_other_files([Path(query)], Path(query))
-    if not files:
-        raise UsageError(f"no pictures in {support}: put them into a folder for each class, {support}/class/*.png")
-    if not asked:
-        raise UsageError(f"no pictures in {query}: put there what is to be predicted")
-
-    reader = PictureReader(reading["shape"], reading["ink"], reading.get("white"))
-    x, of_query = reader.read([file for file, _ in files]), reader.read(asked)
+    reader = picture_reader(reading, support, leave_out)
+    check_folders(support, query)
+    x, y, known = read_support(reader, support)
+    of_query, asked = read_query(reader, query)
     reader.report()
     names = {"file": [str(file.relative_to(query)) for file in asked]}
-    return x, np.array([name for _, name in files]), of_query, names, None
+    return Read(x, y, of_query, names, support=[str(file.relative_to(support)) for file in known])
 
 
-def _read_tables(reading: Mapping[str, Any], support: str, query: str, target: str | None) -> Read:
+def _read_tables(
+    reading: Mapping[str, Any], support: str, query: str, target: str | None, leave_out: bool = False
+) -> Read:
     """Support rows and targets, query rows, and the columns that were not used, to know rows by."""
     if "features" not in reading:
         raise UsageError(f"this checkpoint was not trained on a table, and {support} is one: give folders of pictures")
@@ -169,31 +174,40 @@ def _read_tables(reading: Mapping[str, Any], support: str, query: str, target: s
         )
     index = {"row": [str(i + 1) for i in range(len(next(iter(asked.values()))))]}
     index |= {name: cells for name, cells in asked.items() if name not in (*features.names, target)}
-    return features.of(known), y, features.of(asked), index, reading.get("labels")
+    return Read(features.of(known), y, features.of(asked), index, reading.get("labels"))
 
 
 def _write(
-    path: Path, predictor: Predictor, x: np.ndarray, index: Mapping[str, list[str]], scaler: Mapping[str, Any] | None
+    path: Path,
+    predictor: Predictor,
+    outputs: Tensor,
+    read: Read,
+    scaler: Mapping[str, Any] | None,
+    threshold: Threshold | None,
 ) -> None:
-    """One row for each query example: what it is known by, the prediction, and probabilities or the spread."""
-    outputs = predictor(x).double().numpy()
+    """One row for each query example: what it is known by, the prediction, and probabilities or the spread; and whether it is
+    none of the classes, where that can be told."""
+    values = outputs.double().numpy()
     if predictor.labels is not None:
         header = ["prediction", *(f"p({label})" for label in predictor.labels)]
-        rows = [[predictor.labels[int(p.argmax())], *(f"{value:.6f}" for value in p)] for p in outputs]
+        rows = [[predictor.labels[int(p.argmax())], *(f"{value:.6f}" for value in p)] for p in values]
+        if threshold:
+            header.append("none of these")
+            rows = [
+                [*row, "yes" if p.max() < threshold.probability else "no"] for row, p in zip(rows, values, strict=True)
+            ]
     else:
         scale, mean = (scaler["scale"][0], scaler["mean"][0]) if scaler else (1.0, 0.0)
-        spread = predictor.spread(x).double().numpy() * scale
-        header = [name for i in range(outputs.shape[1]) for name in (_numbered("mean", i), _numbered("spread", i))]
-        values = np.stack([outputs * scale + mean, spread], 2).reshape(len(outputs), -1)
-        rows = [[f"{value:.8g}" for value in row] for row in values]
-    part = path.with_name(f".{path.name}.part")
+        spread = predictor.spread(read.query).double().numpy() * scale
+        header = [name for i in range(values.shape[1]) for name in (_numbered("mean", i), _numbered("spread", i))]
+        numbers = np.stack([values * scale + mean, spread], 2).reshape(len(values), -1)
+        rows = [[f"{value:.8g}" for value in row] for row in numbers]
+    index = read.known_by
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", newline="") as file:
+        with whole_file(path, "x", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([*index, *header])
             writer.writerows([*names, *row] for names, row in zip(zip(*index.values(), strict=True), rows, strict=True))
-        os.replace(part, path)
     except OSError as error:
         raise UsageError(f"cannot write {path} ({error.strerror}): choose another file by --predictions") from error
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from imaml_lightning.data import EpisodeDataModule
+from imaml_lightning.data import EpisodeDataModule, Split
 from imaml_lightning.data.setting import Setting
 from imaml_lightning.errors import UsageError
+from imaml_lightning.evaluation.protocols import evaluate, one_at_a_time
 from imaml_lightning.learner.advice import REMEDY, advice
 from imaml_lightning.learner.meta_learner import MetaLearner
+from imaml_lightning.learner.whole_file import whole_file
 
 
 def described(learner: MetaLearner, data: EpisodeDataModule, trainer: Trainer, trains: bool) -> str:
@@ -31,6 +33,39 @@ def described(learner: MetaLearner, data: EpisodeDataModule, trainer: Trainer, t
 def _size(setting: Setting, task: str) -> str:
     shots = str(setting.shot) if len(setting.shots) == 1 else f"{setting.shots[0]} to {setting.shot}"
     return f"{setting.way}-way {shots}-shot" if task == "classification" else f"{shots}-shot"
+
+
+def reached(
+    learner: MetaLearner, data: EpisodeDataModule, stage: str, metrics: Mapping[str, Tensor | float]
+) -> dict[str, str]:
+    """What was reached, a line for each setting of the test, and what adaptation did."""
+    episodes = getattr(data, f"{stage}_episodes")
+    settings = list(data.settings) if stage == "test" else []
+    solves = hasattr(learner.adaptation, "inner_solver")
+    said = {name: f"{line}, {episodes} episodes" for name, line in figures_lines(metrics, stage, settings).items()}
+    for each in [f"{stage}/{setting}" for setting in settings] or [stage]:
+        said |= adaptation_lines(metrics, each, episodes, solves)
+    return said
+
+
+def alone(learner: MetaLearner, data: EpisodeDataModule, trainer: Trainer, stage: str) -> dict[str, str]:
+    """The figure of ``predict``, where every query example is normalised beside the support set alone, if it is another
+    than that of the whole query set; on fewer episodes, since it costs (support + 1) passes for each example."""
+    if learner.protocol != "transductive":
+        return {}
+    split: Split = "val" if stage == "val" else "test"
+    available: int = getattr(data, f"{stage}_episodes")
+    way, shot, query = data.evaluation.most
+    episodes = min(available, max(20, min(100, 200_000 // (way * query * (way * shot + 1)))))
+    device, move = trainer.strategy.root_device, trainer.strategy.batch_to_device
+    learner = learner.to(device).eval()
+    evaluation = evaluate(learner, data, split, episodes, lambda of, e: one_at_a_time(of, move(e)).cpu())
+    score, half = evaluation.mean()
+    if data.source.task == "classification":
+        words = f"accuracy {100 * score:.2f} ± {100 * half:.2f} %"
+    else:
+        words = f"mean squared error {score:.4f} ± {half:.4f}"
+    return {"one at a time": f"{words} (95% confidence, inductive), the first {episodes} episodes"}
 
 
 def figures_line(metrics: Mapping[str, Tensor | float], stage: str) -> str:
@@ -92,7 +127,7 @@ def write_predictions(path: Path, outputs: Sequence[Tensor]) -> None:
     """
     width = outputs[0].shape[-1]
     try:
-        with path.open("w", newline="") as file:
+        with whole_file(path, "x", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["episode", "example", "prediction", *(f"output_{i}" for i in range(width))])
             episode = 0

@@ -56,13 +56,7 @@ def usable(
         table = table.without(empty)
     if not len(table.rows):
         raise DataError(f"{table.path} has no rows left: fill the empty cells, or set --data.source.impute true.")
-    commas = [name for name in (*names, *values) if table.has_commas(name)]
-    points = [name for name in (*names, *values) if commas and any("." in cell for cell in table[name])]
-    if points:
-        raise DataError(
-            f"{table.path} has decimal commas in column {commas[0]} and points in {points[0]}, which may divide decimals or "
-            "thousands: write all alike."
-        )
+    commas = _with_commas(table, [*names, *values])
     for name in names:
         if _counts_on(table.parsed(name)[0]):
             warn(
@@ -72,6 +66,18 @@ def usable(
     said = f"{table.path}: {len(names):,} features, {', '.join(names)}{', with decimal commas' if commas else ''}"
     say(said + "".join(f"; not used is {name}: {why}" for name, why in unused.items()))
     return table, names
+
+
+def _with_commas(table: Table, names: Sequence[str]) -> list[str]:
+    """The columns of numbers that have decimal commas; refused where others have points."""
+    commas = [name for name in names if table.has_commas(name)]
+    points = [name for name in names if commas and any("." in cell for cell in table[name])]
+    if points:
+        raise DataError(
+            f"{table.path} has decimal commas in column {commas[0]} and points in {points[0]}, which may divide decimals or "
+            "thousands: write all alike."
+        )
+    return commas
 
 
 def _chosen(table: Table, taken: Sequence[str], given: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:

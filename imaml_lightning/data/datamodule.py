@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from imaml_lightning.data.augment import Augment
 from imaml_lightning.data.base import SPLITS, USUAL_WAY, EpisodeSource, Split
 from imaml_lightning.data.class_source import ClassSource
+from imaml_lightning.data.device_bank import DeviceBank
+from imaml_lightning.data.network_check import check_network, check_padding
+from imaml_lightning.data.picture_features import PictureFeatures
 from imaml_lightning.data.sampler import BatchSampler, Draft, EpisodeDataset, EpisodeLoader
 from imaml_lightning.data.setting import Setting, named_setting, shots
 from imaml_lightning.data.sources.glyphs import Glyphs
-from imaml_lightning.episode import Episode, Examples
-from imaml_lightning.errors import UsageError
+from imaml_lightning.episode import Episode, Examples, as_float
+from imaml_lightning.errors import UsageError, check_at_least
 
 
 class EpisodeDataModule(LightningDataModule):
@@ -47,7 +47,7 @@ class EpisodeDataModule(LightningDataModule):
         on_device: keep the whole bank in the device's memory and gather images there: for GPUs with room for it.
 
     Raises:
-        UsageError: an option has no sense, before any data is touched.
+        UsageError: an option makes no sense; raised before any data is touched.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class EpisodeDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         eval_query = query if eval_query is None else eval_query
-        _at_least(2, way=2 if way is None else way, eval_way=2 if eval_way is None else eval_way)
-        _at_least(1, query=query, eval_query=eval_query, tasks=tasks)
-        _at_least(1, train_batches=train_batches, val_episodes=val_episodes, test_episodes=test_episodes)
-        _at_least(0, seed=seed, workers=workers)
+        check_at_least(2, "--data", way=2 if way is None else way, eval_way=2 if eval_way is None else eval_way)
+        check_at_least(1, "--data", query=query, eval_query=eval_query, tasks=tasks, train_batches=train_batches)
+        check_at_least(1, "--data", val_episodes=val_episodes, test_episodes=test_episodes)
+        check_at_least(0, "--data", seed=seed, workers=workers)
         self.source = source if source is not None else Glyphs()
         self.training = Setting(USUAL_WAY if way is None else way, shots("shot", shot), query)
         eval_shots = shots("eval_shot", shot if eval_shot is None else eval_shot)
@@ -94,7 +94,8 @@ class EpisodeDataModule(LightningDataModule):
             raise UsageError(
                 f"--data.on_device needs a bank, which {type(self.source).__name__} has not: leave it out."
             )
-        self._on_device: Tensor | None = None
+        self._bank = DeviceBank(self.source) if on_device and isinstance(self.source, ClassSource) else None
+        self.features: PictureFeatures | None = None  # in place of pictures; callbacks.FeatureBank sets it
         self._ready = False
 
     def prepare_data(self) -> None:
@@ -143,49 +144,17 @@ class EpisodeDataModule(LightningDataModule):
             self._evaluate(self.training.way, self.evaluation.shots, self.evaluation.query)
 
     def check_network(self, learner: LightningModule, training: bool = True) -> None:
-        """Refuse a network that does not fit the source, before training comes upon it. Called after ``setup``.
-
-        Raises:
-            UsageError: it cannot take the inputs, has another number of outputs, or would take padding for examples.
-        """
-        network, source = learner.get_submodule("network"), type(self.source).__name__
-        like = next((t for t in network.state_dict().values() if t.is_floating_point()), torch.empty(0))
-        x = torch.zeros(2, *self.source.shape, dtype=like.dtype, device=like.device)
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                outputs = network(x).shape[-1]
-        except RuntimeError as error:
-            raise UsageError(
-                f"{type(network).__name__} cannot take the inputs of {source}, of shape {tuple(self.source.shape)}: set its "
-                "options in --model.network.init_args (size and channels of Conv4, features of MLP) to them."
-            ) from error
-        settings = [self.training, self.evaluation, *self.settings.values()]
-        others = {setting.way for setting in settings} - {outputs}
-        if self.source.task == "classification" and others and not getattr(learner, "any_way", False):
-            raise UsageError(
-                f"{type(network).__name__} has {outputs} outputs, but a task has {min(others)} classes: set its way or "
-                "outputs in --model.network.init_args and --data.way, eval_way and eval_settings to the same number, or "
-                "take a head for any number of classes."
-            )
+        """Refuse a network that does not fit the source, or would take padding for examples. Called after ``setup``."""
+        check_network(self.source, self._sizes(), learner)
         self.check_padding(learner, training)
 
     def check_padding(self, learner: LightningModule, training: bool = False) -> None:
-        """Refuse a network that would take padding for examples.
-
-        Raises:
-            UsageError: it normalises by the statistics of its batch (also running ones, in ``training``), and tasks are of
-                unequal size.
-        """
+        """Refuse a network that would take padding for examples."""
         self.source.setup()
-        network = learner.get_submodule("network")
-        norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and (training or not m.track_running_stats)]
-        sizes = [setting.most for setting in (self.training, self.evaluation, *self.settings.values())]
-        if norms and any(self.source.padded(shot, query) for _, shot, query in sizes):
-            raise UsageError(
-                f"{type(network).__name__} normalises by the statistics of the batch, and would count the padding of the "
-                f"unequal tasks of {type(self.source).__name__}: use another normalisation, such as "
-                "--model.network.init_args.norm group."
-            )
+        check_padding(self.source, self._sizes(), learner, training)
+
+    def _sizes(self) -> list[Setting]:
+        return [self.training, self.evaluation, *self.settings.values()]
 
     def state_dict(self) -> dict[str, Any]:
         """Into the checkpoint: how the source reads raw input, for ``predict``."""
@@ -199,7 +168,13 @@ class EpisodeDataModule(LightningDataModule):
         if not self._ready:
             self.prepare_data()
             self.setup()
-        return self._finished(self._dataset(split)[epoch, range(number, number + tasks)])
+        return self._finished(self._dataset(split, by_number=self.on_device)[epoch, range(number, number + tasks)])
+
+    def given(self, split: Split, number: int, epoch: int = 0, tasks: int = 1) -> Episode:
+        """As ``episode``, but with features in place of pictures where batches hold them."""
+        if self.features is None:
+            return self.episode(split, number, epoch, tasks)
+        return self._finished(self._dataset(split, by_number=True)[epoch, range(number, number + tasks)])
 
     def train_dataloader(self) -> EpisodeLoader:
         """``train_batches`` batches, beginning where the trainer's count of batches says."""
@@ -228,31 +203,26 @@ class EpisodeDataModule(LightningDataModule):
         return trainer.precision_plugin.convert_input(episode) if trainer else episode
 
     def _finished(self, batch: Episode | Draft) -> Episode:
+        if self.features is not None and self.features.takes(batch):
+            return self.features.looked_up(batch)
         episode, random = batch if isinstance(batch, Draft) else (batch, None)
         # An episode of ``episode()`` that is moved to a device comes here a second time, finished already.
-        if self.on_device and not episode.support.x.is_floating_point():
-            bank = self._bank_on(episode.support.x.device)
-            episode = Episode(*(Examples(bank[e.x], e.y) for e in episode))
+        if self._bank is not None and not episode.support.x.is_floating_point():
+            episode = self._bank.looked_up(episode)
         episode = as_float(episode)
         if self.augment is not None and random is not None:
             parts = zip(episode, random, strict=True)
             episode = Episode(*(Examples(self.augment(e.x, numbers), e.y) for e, numbers in parts))
         return episode
 
-    def _bank_on(self, device: torch.device) -> Tensor:
-        if self._on_device is None or self._on_device.device != device:
-            assert isinstance(self.source, ClassSource)
-            self._on_device = torch.tensor(self.source.bank.examples, device=device)
-        return self._on_device
-
     def setting(self, split: Split) -> Setting:
         """Size of the episodes of a split; in test, ``eval_settings`` go before."""
         return self.training if split == "train" else self.evaluation
 
-    def _dataset(self, split: Split, setting: Setting | None = None) -> EpisodeDataset:
+    def _dataset(self, split: Split, setting: Setting | None = None, by_number: bool = False) -> EpisodeDataset:
         augment = self.augment if split == "train" else None
         setting = setting or self.setting(split)
-        return EpisodeDataset(self.source, split, self.seed, setting, self.tasks, augment, by_number=self.on_device)
+        return EpisodeDataset(self.source, split, self.seed, setting, self.tasks, augment, by_number)
 
     def _loader(self, split: Split, episodes: int, workers: int = 0, setting: Setting | None = None) -> EpisodeLoader:
         trainer: Trainer | None = self.trainer
@@ -261,10 +231,11 @@ class EpisodeDataModule(LightningDataModule):
             episodes,
             rank=trainer.global_rank if trainer else 0,
             ranks=trainer.world_size if trainer else 1,
-            start=self._batches_done if split == "train" else _from_the_first,
+            start=self._batches_done if split == "train" else lambda: 0,
         )
         pin_memory = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        return EpisodeLoader(self._dataset(split, setting), sampler, workers, pin_memory)
+        by_number = self.on_device or self.features is not None
+        return EpisodeLoader(self._dataset(split, setting, by_number), sampler, workers, pin_memory)
 
     def _batches_done(self) -> int:
         """Training batches that the trainer has finished, in this run and in those it resumes.
@@ -277,18 +248,3 @@ class EpisodeDataModule(LightningDataModule):
         if trainer is None or trainer.overfit_batches:  # type: ignore[attr-defined]  # the same batches again
             return 0
         return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-
-
-def _at_least(bound: int, **options: int) -> None:
-    for name, value in options.items():
-        if value < bound:
-            raise UsageError(f"--data.{name} must be at least {bound}, but is {value}.")
-
-
-def _from_the_first() -> int:
-    return 0
-
-
-def as_float(episode: Episode) -> Episode:
-    """uint8 images as float32 from 0 to 1; anything else unchanged."""
-    return Episode(*(Examples(e.x.float() / 255 if e.x.dtype == torch.uint8 else e.x, e.y) for e in episode))

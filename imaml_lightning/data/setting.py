@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from imaml_lightning.errors import UsageError
+from imaml_lightning.errors import UsageError, check_at_least
 
 
 class Setting(NamedTuple):
@@ -34,8 +34,7 @@ def shots(option: str, value: int | str) -> range:
     """
     found = re.fullmatch(r"(-?\d+)(?:\.\.(\d+))?", str(value))
     least, most = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-    if least < 1:
-        raise UsageError(f"--data.{option} must be at least 1, but is {value}.")
+    check_at_least(1, "--data", **{option: least})
     if most < least:
         raise UsageError(f"--data.{option} is a number, or a range such as 1..9, but is {value!r}.")
     return range(least, most + 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -13,8 +11,8 @@ from imaml_lightning.episode import Episode
 from imaml_lightning.errors import UsageError
 from imaml_lightning.inner import InnerSolver
 from imaml_lightning.learner.meta_learner import MetaLearner
-from imaml_lightning.learner.modes import answering
 from imaml_lightning.learner.targets import settled
+from imaml_lightning.problem.modes import answering
 from imaml_lightning.problem.objective import InnerObjective, LinearisedObjective
 from imaml_lightning.problem.solution import Solution
 
@@ -75,7 +73,8 @@ def adaptation_curve(learner: MetaLearner, episode: Episode, max_steps: int | No
         if solver is None:
             raise UsageError(f"{type(learner.adaptation).__name__} has no inner solver: leave out max_steps")
         solver = replace(solver, max_steps=max_steps)  # type: ignore[type-var]  # solvers are dataclasses
-    with answering(learner), usable(episode) as episode, torch.no_grad():
+    with answering(learner), torch.no_grad():
+        episode = settled(episode)
         objective = learner.objective(episode.support)
         if solver is not None:
             path = trace(solver, objective)
@@ -100,16 +99,10 @@ class Solves:
 
 def solves(learner: MetaLearner, episode: Episode) -> Solves:
     """Adapt to ``episode`` and differentiate the query loss, as a meta-step does, and report on every task."""
-    with usable(episode) as episode, torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        episode = settled(episode)
         adapted = learner.adapted(episode.support)
         loss = learner.judge(adapted.phi, episode.query)["loss"].sum()
         if loss.requires_grad:  # the linear system is solved in the backward pass
             torch.autograd.grad(loss, [p for p in learner.parameters() if p.requires_grad], allow_unused=True)
         return Solves(adapted.inner, adapted.stationarity.detach(), adapted.linear)
-
-
-@contextmanager
-def usable(episode: Episode) -> Iterator[Episode]:
-    """The episode as tensors that autograd accepts, also where the Trainer validates under inference mode."""
-    with torch.inference_mode(False):
-        yield settled(episode)

@@ -1,50 +1,23 @@
-"""Evaluation of a trained learner: accuracies with intervals, protocols, calibration and confusion."""
+"""Evaluation of a trained learner: protocols, accuracies with intervals, calibration."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
-from jsonargparse import ArgumentParser, set_parsing_settings
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from imaml_lightning.data import ClassSource, EpisodeDataModule, Split, as_float
+from imaml_lightning.data import EpisodeDataModule, Split
 from imaml_lightning.episode import IGNORED, Episode, Examples
 from imaml_lightning.errors import UsageError
-from imaml_lightning.evaluation.diagnostics import usable
-from imaml_lightning.learner.checkpoint import CONFIG_KEY, TRUSTED, check_trusted, named_classes, read_checkpoint
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.learner.metrics import EpisodeMean
-from imaml_lightning.learner.modes import answering
+from imaml_lightning.learner.targets import settled
 from imaml_lightning.problem.batching import per_task
-
-
-def load(path: str | Path, trust: Sequence[str] = ()) -> tuple[MetaLearner, EpisodeDataModule]:
-    """The learner of a checkpoint, on the CPU, and the data that it was trained on.
-
-    Args:
-        path: a file.
-        trust: packages, besides ours and torch's, whose classes the checkpoint may name.
-
-    Raises:
-        UsageError: the file is not a checkpoint of the command line, whose checkpoints hold their configuration, or it
-            names a class of another package.
-    """
-    config = read_checkpoint(Path(path)).get(CONFIG_KEY)
-    if config is None:
-        raise UsageError(f"checkpoint {path} holds no configuration: use one that fit has written, or predictor.load")
-    check_trusted(named_classes(config["data"]), path, trust)
-    set_parsing_settings(import_path_allowlist=[*TRUSTED, *trust])
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(EpisodeDataModule, "data")
-    data = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
-    return MetaLearner.load_from_checkpoint(path, map_location="cpu", trust=trust), data
-
+from imaml_lightning.problem.modes import answering
 
 #: Outputs on the query sets of an episode ``[task, example, output]``.
 Answer = Callable[[MetaLearner, Episode], Tensor]
@@ -63,15 +36,17 @@ def one_at_a_time(learner: MetaLearner, episode: Episode) -> Tensor:
     ``all_at_once`` gives. Costs (support + 1) forward passes for each query example. Source: Nichol, Achiam, Schulman
     (2018), "On first-order meta-learning algorithms", section 6.1, and its released code.
     """
-    with answering(learner), usable(episode) as episode, torch.no_grad():
+    with answering(learner), torch.no_grad():
+        episode = settled(episode)
         phi = learner.adapted(episode.support).phi
         real = episode.support.real()
         tasks = zip(phi, episode.support.x, real, episode.query.x, strict=True)
-        return torch.stack([_each_with(learner, at, x[mine], query) for at, x, mine, query in tasks])
+        return torch.stack([each_beside(learner, at, x[mine], query) for at, x, mine, query in tasks])
 
 
-def _each_with(learner: MetaLearner, phi: Tensor, support: Tensor, query: Tensor) -> Tensor:
-    """Outputs ``[example, output]`` of one task, each from a batch of its own."""
+def each_beside(learner: MetaLearner, phi: Tensor, support: Tensor, query: Tensor) -> Tensor:
+    """Outputs ``[example, output]`` for ``query [example, *feature]`` at ``phi [param]``, each example in a batch with
+    ``support [example, *feature]`` alone, so that no answer depends on what else is asked."""
     one = lambda x: learner.flat(phi, torch.cat([support, x.unsqueeze(0)]))[-1]  # noqa: E731
     return torch.cat([per_task(one, part) for part in query.split(32)])
 
@@ -140,7 +115,7 @@ def evaluate(
     data.check_padding(learner)
     outputs, targets = [], []
     for first in range(0, episodes, CHUNK):
-        episode = data.episode(split, first, tasks=min(CHUNK, episodes - first))
+        episode = data.given(split, first, tasks=min(CHUNK, episodes - first))
         outputs.append(answer(learner, episode))
         targets.append(episode.query.y)
     return Evaluation(torch.cat(outputs), torch.cat(targets))
@@ -208,59 +183,6 @@ def calibration(evaluation: Evaluation, bins: int = 10) -> Calibration:
     total = partial(torch.bincount, number, minlength=bins)
     count = total().double()
     return Calibration(total(confidence) / count, total(right) / count, count / count.sum())
-
-
-def confusion(
-    learner: MetaLearner,
-    source: ClassSource,
-    classes: Sequence[int],
-    way: int = 5,
-    shot: int = 1,
-    query: int = 5,
-    episodes: int = 100,
-    seed: int = 0,
-) -> Tensor:
-    """How often a query image of each class was taken for each class, ``[true, predicted]``, as shares of the episodes
-    in which both stood to choose; not a number where they never did.
-
-    Args:
-        learner: with a head for ``way`` classes.
-        source: of images.
-        classes: numbers in ``source.bank``, of one alphabet for instance; episodes are drawn from these alone.
-        way: classes of an episode.
-        shot: support examples of each class.
-        query: query examples of each class.
-        episodes: how many.
-        seed: of the episodes.
-    """
-    rng = np.random.default_rng(seed)
-    places = np.stack([rng.choice(len(classes), way, replace=False) for _ in range(episodes)])
-    drawn = np.stack([_draw(source, [classes[place] for place in row], shot + query, rng) for row in places])
-    taken, asked = torch.zeros(2, len(classes), len(classes), dtype=torch.float64)
-    for first in range(0, episodes, CHUNK):
-        chunk = places[first : first + CHUNK]
-        x = torch.from_numpy(drawn[first : first + CHUNK])
-        support, asking = (part.flatten(1, 2) for part in x.split([shot, query], dim=2))
-        y = [torch.arange(way).repeat_interleave(n).repeat(len(chunk), 1) for n in (shot, query)]
-        guesses = learner.outputs(as_float(Episode(Examples(support, y[0]), Examples(asking, y[1]))))[1].argmax(-1)
-        for row, guess in zip(torch.from_numpy(chunk), guesses, strict=True):
-            asked[row[:, None], row] += query
-            taken.index_put_((row[y[1][0]], row[guess]), torch.ones(way * query, dtype=torch.float64), accumulate=True)
-    return taken / asked
-
-
-def _draw(source: ClassSource, classes: Sequence[int], each: int, rng: np.random.Generator) -> np.ndarray:
-    """``each`` distinct examples of every class, ``[way, each, *feature]``."""
-    pools = [source.bank.of_class(number) for number in classes]
-    return np.stack([pool[rng.permutation(len(pool))[:each]] for pool in pools])
-
-
-def classes_by_group(source: ClassSource, split: Split) -> dict[str, list[int]]:
-    """Class numbers of a split by the alphabet, patient or other group that they belong to."""
-    groups: dict[str, list[int]] = {}
-    for number in source.bank.splits[split]:
-        groups.setdefault(source.bank.groups[number], []).append(number)
-    return groups
 
 
 def extremes(evaluation: Evaluation) -> tuple[int, int]:

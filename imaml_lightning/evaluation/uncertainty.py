@@ -7,9 +7,9 @@ from torch import Tensor
 
 from imaml_lightning.episode import Episode
 from imaml_lightning.errors import UsageError
-from imaml_lightning.evaluation.diagnostics import usable
 from imaml_lightning.learner.meta_learner import MetaLearner
-from imaml_lightning.learner.modes import answering
+from imaml_lightning.learner.targets import settled
+from imaml_lightning.problem.modes import answering
 from imaml_lightning.problem.proximal import ProximalTerm
 
 
@@ -30,7 +30,8 @@ def predictive_variance(learner: MetaLearner, episode: Episode) -> Tensor:
         UsageError: more than one output or λ, a regulariser of another kind, or classes.
     """
     strength = _one_strength(learner, episode)
-    with answering(learner), usable(episode) as episode, torch.no_grad():
+    with answering(learner), torch.no_grad():
+        episode = settled(episode)
         phi = learner.adapted(episode.support).phi
         tasks = zip(phi, episode.support.x, episode.support.real(), episode.query.x, strict=True)
         variances = torch.stack([_variance(learner, strength, at, x[mine], query) for at, x, mine, query in tasks])

@@ -67,21 +67,32 @@ def argmin(
     Source: Bengio (2000), "Gradient-based optimization of hyperparameters"; Blondel et al. (2022), "Efficient and modular
     implicit differentiation".
     """
-    arguments = Arguments(G, start, meta, batched)
+    arguments, linear_solve = Arguments(G, start, meta, batched), LinearSolve(strict=strict)
+    return _minimised(arguments, inner_solver, linear_solver, curvature, linear_solve, atol, allow_unused)
+
+
+def _minimised(
+    arguments: Arguments,
+    inner_solver: InnerSolver | None,
+    linear_solver: LinearSolver,
+    curvature: Curvature,
+    linear_solve: LinearSolve,
+    atol: float | None,
+    allow_unused: bool,
+) -> tuple[Any, Report]:
     copies = copies_of(arguments.tensors)
     objective = FunctionObjective(lambda phi: arguments.numbers(phi, *copies), arguments.start)
     with torch.no_grad():
         solution = inner_solver.minimise(objective, arguments.start) if inner_solver else found(arguments.start)
     if not (torch.is_grad_enabled() or copies):
         gradient = objective.value_and_gradient(solution.value)[1]
-        return finish(arguments, certified(solution, gradient, atol), None, LinearSolve(strict=strict), allow_unused)
+        return finish(arguments, certified(solution, gradient, atol), None, linear_solve, allow_unused)
     at = objective.linearise(solution.value)
     check_uncoupled(at.value, at.phi)
 
     def gradient_of(phi: Tensor, *tensors: Tensor) -> Tensor:
         return slope(arguments.numbers(phi, *tensors), phi, create_graph=True)
 
-    linear_solve = LinearSolve(strict=strict)
     equation = FunctionEquation(gradient_of, at.map, copies, linear_solver, linear_solve, Operator(curvature, at))
     return finish(arguments, certified(solution, at.gradient, atol), equation, linear_solve, allow_unused)
 

@@ -101,12 +101,15 @@ def _by_columns(equation: FunctionEquation) -> list[Tensor]:
 def _by_rows(equation: FunctionEquation) -> list[Tensor]:
     shape, count = equation.value.shape, equation.value.numel()
     rows = torch.eye(count, dtype=equation.value.dtype, device=equation.value.device)
-    gradients = [equation.vjp(row.reshape(shape))[: len(equation.copies)] for row in rows]
-    found = []
-    for number, m in enumerate(equation.copies):
-        each = [g[number] for g in gradients]
-        found.append(torch.stack([torch.zeros_like(m) if g is None else g for g in each]).reshape(*shape, *m.shape))
-    return found
+    gradients = [
+        [
+            torch.zeros_like(m) if g is None else g
+            for g, m in zip(equation.vjp(row.reshape(shape)), equation.copies, strict=False)
+        ]
+        for row in rows
+    ]  # one for each m; what follows in vjp's answer are not among them
+    columns = zip(*gradients, strict=True)
+    return [torch.stack(each).reshape(*shape, *m.shape) for each, m in zip(columns, equation.copies, strict=True)]
 
 
 def _sentence(what: str, solution: Solution) -> str:

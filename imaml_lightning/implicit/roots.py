@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imaml_lightning.implicit.minimisers import certified, check_uncoupled, finish, found
 from imaml_lightning.implicit.arguments import Arguments
 from imaml_lightning.implicit.layer import FunctionEquation, LinearSolve, copies_of
+from imaml_lightning.implicit.minimisers import certified, check_uncoupled, finish, found
 from imaml_lightning.implicit.report import Report
 from imaml_lightning.inner import NewtonKrylov
 from imaml_lightning.linear import GMRES, LinearSolver
@@ -55,7 +55,18 @@ def root(
     Cost: the solve, one evaluation of F with its graph, and for every gradient one backward pass a step of the linear solver, and
     one more. Source: Bai, Kolter, Koltun (2019), "Deep equilibrium models", theorem 1; Blondel et al. (2022).
     """
-    arguments = Arguments(F, start, meta, batched)
+    arguments, linear_solve = Arguments(F, start, meta, batched), LinearSolve(strict=strict)
+    return _solved(arguments, solver, linear_solver, linear_solve, atol, allow_unused)
+
+
+def _solved(
+    arguments: Arguments,
+    solver: NewtonKrylov | None,
+    linear_solver: LinearSolver,
+    linear_solve: LinearSolve,
+    atol: float | None,
+    allow_unused: bool,
+) -> tuple[Any, Report]:
     copies = copies_of(arguments.tensors)
 
     def residual(phi: Tensor) -> Tensor:
@@ -63,7 +74,6 @@ def root(
 
     with torch.no_grad():
         solution = solver.solve(residual, arguments.start) if solver else found(arguments.start)
-    linear_solve = LinearSolve(strict=strict)
     if not (torch.is_grad_enabled() or copies):
         with torch.no_grad():
             value = residual(solution.value)

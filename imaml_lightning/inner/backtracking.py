@@ -11,7 +11,7 @@ from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.line_search import Point, backtrack
 from imaml_lightning.inner.progress import Progress
 from imaml_lightning.problem.base import Objective
-from imaml_lightning.problem.rows import some
+from imaml_lightning.problem.rows import any_left
 from imaml_lightning.problem.solution import Solution
 
 
@@ -41,7 +41,7 @@ class BacktrackingGradientDescent(SteppedSolver):
         progress = Progress(start, self.rtol)
         for _ in range(self.max_steps):
             active = progress.see(at.phi, at.gradient)
-            if not some(active):
+            if not any_left(active):
                 break
             at, taken = backtrack(objective, at, -at.gradient, alpha, active)
             progress.give_up(active & (taken == 0))

@@ -13,8 +13,8 @@ from torch import Tensor
 from imaml_lightning.errors import UsageError, check_at_least, check_fraction
 from imaml_lightning.inner.base import InnerSolver
 from imaml_lightning.inner.progress import Progress
-from imaml_lightning.problem.curvature import Hessian
 from imaml_lightning.problem.base import Objective
+from imaml_lightning.problem.curvature import Hessian
 from imaml_lightning.problem.solution import Result, Solution
 
 ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -13,9 +13,9 @@ from imaml_lightning.inner.line_search import Point, backtrack
 from imaml_lightning.inner.progress import Progress
 from imaml_lightning.linear import ConjugateGradient
 from imaml_lightning.linear.base import Product
-from imaml_lightning.problem.curvature import Curvature, GaussNewton
 from imaml_lightning.problem.base import Linearised, Objective
-from imaml_lightning.problem.rows import dot, some
+from imaml_lightning.problem.curvature import Curvature, GaussNewton
+from imaml_lightning.problem.rows import any_left, dot
 from imaml_lightning.problem.solution import Solution
 
 
@@ -63,7 +63,7 @@ class HessianFree(InnerSolver):
         progress = Progress(start, self.rtol)
         for _ in range(self.max_steps):
             active = progress.see(at.phi, at.gradient)
-            if not some(active):
+            if not any_left(active):
                 break
             local = objective.linearise(at.phi)
             d = cg.solve(self._damped(local, mu), torch.where(active, -at.gradient, 0)).value

@@ -14,7 +14,7 @@ from imaml_lightning.inner.base import SteppedSolver
 from imaml_lightning.inner.line_search import Point, backtrack
 from imaml_lightning.inner.progress import Progress
 from imaml_lightning.problem.base import Objective
-from imaml_lightning.problem.rows import dot, some
+from imaml_lightning.problem.rows import any_left, dot
 from imaml_lightning.problem.solution import Solution
 
 #: Pairs with sᵀy below this share of ‖s‖ ‖y‖ would make the model of the Hessian all but singular.
@@ -55,7 +55,7 @@ class LBFGS(SteppedSolver):
         progress = Progress(start, self.rtol)
         for _ in range(self.max_steps):
             active = progress.see(at.phi, at.gradient)
-            if not some(active):
+            if not any_left(active):
                 break
             before = at
             at, taken = backtrack(objective, at, -_inverse_times(pairs, gamma, at.gradient), one, active)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from imaml_lightning.problem.base import Objective
-from imaml_lightning.problem.rows import dot, some
+from imaml_lightning.problem.rows import any_left, dot
 
 #: Halvings before a direction is given up; 2⁻³⁰ of a step is rounding.
 MAX_TRIALS = 30
@@ -61,7 +61,7 @@ def backtrack(
         )
         taken = torch.where(enough, alpha, taken)
         pending = pending & ~enough
-        if not some(pending):
+        if not any_left(pending):
             break
         alpha = alpha / 2
     return new, taken

@@ -12,7 +12,7 @@ from imaml_lightning.inner.base import InnerSolver
 from imaml_lightning.inner.line_search import Point, backtrack
 from imaml_lightning.inner.progress import Progress
 from imaml_lightning.problem.base import Objective
-from imaml_lightning.problem.rows import some
+from imaml_lightning.problem.rows import any_left
 from imaml_lightning.problem.solution import Solution
 
 
@@ -50,7 +50,7 @@ class Newton(InnerSolver):
         progress = Progress(start, self.rtol)
         for _ in range(self.max_steps):
             active = progress.see(at.phi, at.gradient)
-            if not some(active):
+            if not any_left(active):
                 break
             inverse = objective.linearise(at.phi).inverse()
             at, alpha = backtrack(objective, at, -inverse(at.gradient), one, active)

@@ -13,7 +13,7 @@ from imaml_lightning.inner.line_search import MAX_TRIALS, SLOPE
 from imaml_lightning.inner.progress import Progress
 from imaml_lightning.linear import GMRES, LinearSolver
 from imaml_lightning.problem.function import LinearisedMap
-from imaml_lightning.problem.rows import norm, some
+from imaml_lightning.problem.rows import any_left, norm
 from imaml_lightning.problem.solution import Solution
 
 
@@ -49,7 +49,7 @@ class NewtonKrylov:
             at = LinearisedMap(function, phi)
             value = at.value.detach()
             active = progress.see(phi, value)
-            if not some(active):
+            if not any_left(active):
                 break
             d = self.linear_solver.solve(at.product, torch.where(active, -value, 0)).value
             alpha, pending, length = torch.ones_like(d[:, :1]), active, norm(value)
@@ -57,7 +57,7 @@ class NewtonKrylov:
                 trial = torch.where(pending, phi + alpha * d, phi)
                 enough = pending & (norm(function(trial)) <= (1 - SLOPE * alpha) * length)
                 phi, pending = torch.where(enough, trial, phi), pending & ~enough
-                if not some(pending):
+                if not any_left(pending):
                     break
                 alpha = alpha / 2
             progress.give_up(pending)

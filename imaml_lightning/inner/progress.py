@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imaml_lightning.problem.rows import select, some
+from imaml_lightning.problem.rows import any_left, select
 from imaml_lightning.problem.solution import Result, Solution
 
 
 class Progress:
-    """The book that every inner solver keeps, one row a task.
+    """The status of every task, which all inner solvers share: one row a task.
 
     A task stops when ‖∇G‖ ≤ rtol ‖∇G(start)‖, or where its gradient is no longer finite: it then goes back to ``good``,
     its last point with a finite gradient, and stays there. With rtol = 0 only a gradient of exactly zero converges.
@@ -38,7 +38,7 @@ class Progress:
     @property
     def over(self) -> bool:
         """Whether no task moves on. The answer waits for the device, so it is asked only where it can be yes early."""
-        return self.rtol > 0 and not some(self.result == Result.STEP_LIMIT)
+        return self.rtol > 0 and not any_left(self.result == Result.STEP_LIMIT)
 
     def give_up(self, tasks: Tensor) -> None:
         """End ``tasks [task, 1]``: the line search finds no lower point."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.objective import InnerObjective, LinearisedObjective
 from imaml_lightning.problem.precision import full_precision
 
 #: ‖∇G‖ / ‖∇L_S‖ at φ below which an inner problem counts as solved, and as roughly solved.
@@ -13,19 +13,19 @@ SOLVED, ROUGHLY = 0.1, 0.5
 REMEDY = "set a smaller inner rate, or a solver with a line search (BacktrackingGradientDescent, LBFGS)"
 
 
-def outcome(objective: InnerObjective, phi: Tensor) -> dict[str, Tensor]:
-    """What adaptation has done to G of each task, all ``[task]``: two gradient evaluations.
+def outcome(objective: InnerObjective, end: LinearisedObjective) -> dict[str, Tensor]:
+    """What adaptation has done to G of each task, all ``[task]``: one gradient evaluation, at θ.
 
     ``inner_diverged`` is 1 where G(φ) is above G(θ), by more than rounding, or not finite, and else 0; ``inner_growth`` is
-    ‖∇G(φ)‖ / ‖∇G(θ)‖, 0 where θ is stationary and stays.
+    ‖∇G(φ)‖ / ‖∇G(θ)‖, 0 where θ is stationary and stays. ``end`` is G linearised at φ.
     """
-    with full_precision(phi.device):
-        (before, slope), (after, end) = map(objective.value_and_gradient, (objective.start(), phi.detach()))
+    with full_precision(end.phi.device):
+        before, slope = objective.value_and_gradient(objective.start())
+    after, length = end.value(), end.gradient.detach().norm(dim=1)
     rounding = 100 * torch.finfo(before.dtype).eps * before.abs()
-    growth = end.norm(dim=1) / slope.norm(dim=1)
     return {
         "inner_diverged": (~(after <= before + rounding)).double(),
-        "inner_growth": torch.where(end.norm(dim=1) == 0, 0, growth),
+        "inner_growth": torch.where(length == 0, 0, length / slope.norm(dim=1)),
     }
 
 

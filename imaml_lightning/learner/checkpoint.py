@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
 from imaml_lightning.errors import DivergedError, UsageError
+from imaml_lightning.learner.whole_file import whole_file
 
 #: Key under which a checkpoint holds the configuration that made it, as plain types.
 CONFIG_KEY = "imaml_lightning_config"
@@ -28,6 +27,8 @@ CURRENT_KEY = "current_model_state"
 #: Packages whose classes a configuration may name; nothing of others is even imported, unless the person says so.
 TRUSTED = ("imaml_lightning", "torch.nn", "torch.optim", "lightning.pytorch", "lightning.fabric")
 _PACKAGE = "imaml_lightning"
+#: Options whose values have dots and name no class: patterns of parameters, models of timm, a layer, a file.
+_NO_CLASSES = ("adapt", "name", "without", "weights")
 #: Keys under which a checkpoint names classes: ours, and Lightning's for a learner's arguments.
 _NAMING_CLASSES = (CONFIG_KEY, "hyper_parameters")
 
@@ -57,21 +58,11 @@ class WholeCheckpoints(CheckpointIO):
                     f"{path} was not written, since {name} is not finite: "
                     "go on from the checkpoint before it with lower inner and outer learning rates"
                 )
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
         try:
-            with temporary.open("xb") as file:
+            with whole_file(Path(path)) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())  # a rename may reach the disk before the data does
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:  # torch turns an error of the disk into one of its own
             raise OSError(f"cannot write the checkpoint {path}: make room there, then go on from it") from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: Any = True) -> dict[str, Any]:
         """What ``path`` holds, whatever Lightning asks for: plain types and tensors only."""
@@ -81,13 +72,6 @@ class WholeCheckpoints(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove it, if it is there."""
         Path(path).unlink(missing_ok=True)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what saves that were killed have left in ``folder``."""
-    for orphan in folder.glob(".*.ckpt.*.part"):
-        with contextlib.suppress(OSError):
-            orphan.unlink()
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -143,7 +127,7 @@ def check_trusted(options: Any, path: str | Path, trust: Sequence[str] = ()) -> 
         UsageError: naming the class.
     """
     if isinstance(options, dict):
-        options = [value for name, value in options.items() if name != "adapt"]  # patterns, with dots, of parameters
+        options = [value for name, value in options.items() if name not in _NO_CLASSES]
     if isinstance(options, (list, tuple)):
         for option in options:
             check_trusted(option, path, trust)
@@ -191,16 +175,6 @@ def find_checkpoint(ckpt_path: str, output: str, name: str) -> tuple[Path, dict[
                     print(f"warning: {newest} is damaged; going on from {other}", file=sys.stderr)
                     return other, checkpoint
         raise error
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows does not open folders
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

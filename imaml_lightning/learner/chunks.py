@@ -1,4 +1,4 @@
-"""Tasks of a meta-step in chunks: how many together, and one walk back through what they share."""
+"""Tasks of a meta-step in chunks: how many together, and one backward pass through what they share."""
 
 from __future__ import annotations
 

@@ -17,24 +17,18 @@ from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError, check_at_least
 from imaml_lightning.learner.advice import outcome
 from imaml_lightning.learner.calibration import seconds_a_task
-from imaml_lightning.learner.chunks import CPU_CHUNK, Learned, leaves, through_features
-from imaml_lightning.learner.criterion import ByTargets, check_criterion
+from imaml_lightning.learner.chunks import Learned, leaves, through_features
+from imaml_lightning.learner.criterion import ByTargets
 from imaml_lightning.learner.folds import folded
 from imaml_lightning.learner.memory import peak_memory
-from imaml_lightning.learner.modes import answering
-from imaml_lightning.learner.outer_steps import OuterSteps
+from imaml_lightning.learner.outer import OuterSteps
 from imaml_lightning.learner.preflight import preflight
 from imaml_lightning.learner.restorable import Restorable
 from imaml_lightning.learner.scoreboard import Scoreboard, mean_figures, setting_of, task_figures
-from imaml_lightning.learner.statistics import protocol, refuse_running_statistics
 from imaml_lightning.learner.targets import settled
 from imaml_lightning.models import Conv4
-from imaml_lightning.problem.compiled import CompiledDerivatives
-from imaml_lightning.problem.cut import Cut
 from imaml_lightning.problem.feature_memory import FeatureMemory
-from imaml_lightning.problem.losses import task_losses
-from imaml_lightning.problem.network import FlatNetwork
-from imaml_lightning.problem.objective import InnerObjective
+from imaml_lightning.problem.modes import answering
 from imaml_lightning.problem.randomness import seeded
 
 
@@ -79,77 +73,24 @@ class MetaLearner(Restorable, OuterSteps):
         clip_norm: float | None = None,
         folds: int = 1,
     ) -> None:
-        super().__init__()
-        if isinstance(task_chunk, int) and task_chunk < 1:
-            raise UsageError(f"task_chunk must be at least 1, got {task_chunk}: set --model.task_chunk to auto or more")
         if clip_norm is not None and not 0 < clip_norm < float("inf"):
             raise UsageError(f"clip_norm must be positive, got {clip_norm}: set --model.clip_norm or leave it out")
         check_at_least(1, "model", folds=folds)
+        super().__init__(
+            network=network or Conv4(),
+            adaptation=adaptation or Implicit(),
+            criterion=criterion or ByTargets(),
+            support_criterion=support_criterion,
+            adapt=adapt,
+            task_chunk=task_chunk,
+        )
         self.save_plain(locals())
-        self.network = network or Conv4()
-        self.adaptation = adaptation or Implicit()
-        self.criterion = criterion or ByTargets()
-        self.support_criterion = support_criterion
         # No lambda, which could not be pickled.
         self.optimizer = optimizer or partial(torch.optim.Adam, lr=0.001)
-        self.scheduler = scheduler
-        self.task_chunk, self.clip_norm, self.folds = task_chunk, clip_norm, folds
-        self.measured_chunk: int | None = None
+        self.scheduler, self.clip_norm, self.folds = scheduler, clip_norm, folds
         self.seed: int | None = None  # of what the network draws; a checkpoint remembers it
-        self.derivatives: CompiledDerivatives | None = None  # callbacks.Compiled sets them
-        self.flat = FlatNetwork(self.network, adapt)
-        regroups = f"{type(self.adaptation).__name__} groups examples anew"
-        self.cut = Cut(self.flat, regroups if self.adaptation.regroups else "")
-        refuse_running_statistics(self.cut)
-        self.adaptation.fit_to(self.flat)
         self.checked = False  # whether the network has shown, on two tasks, what it can do
         self.scoreboard = Scoreboard()  # of the episodes of this validation or test
-
-    @property
-    def protocol(self) -> str:
-        """``transductive`` where a query batch is normalised by its own statistics, else ``inductive``."""
-        return protocol(self.network)
-
-    @property
-    def any_way(self) -> bool:
-        """Whether tasks may have any number of classes."""
-        return self.flat.any_way
-
-    def features(self, episode: Episode) -> Episode:
-        """The episode with features in place of inputs: what comes before the first adapted parameter, evaluated once."""
-        support, query = self.cut.features(episode.support.x, episode.query.x)
-        return Episode(episode.support._replace(x=support), episode.query._replace(x=query))
-
-    def objective(self, support: Examples, way: int | None = None) -> InnerObjective:
-        """The inner problem of each task of ``support``, whose x are inputs."""
-        return self.objective_on(support._replace(x=self.cut.features(support.x)[0]), way)
-
-    def objective_on(self, support: Examples, way: int | None = None) -> InnerObjective:
-        """The inner problem of each task of ``support``, whose x are features; of as many classes as it has, or ``way``, where
-        the network is free in that."""
-        way = (way or int(support.y.max()) + 1) if self.flat.any_way else None
-        criterion = self.support_criterion or self.criterion
-        theta = self.flat.vector(way)
-        return InnerObjective(self.cut.adapted, support, theta, self.adaptation.proximal, criterion, self.derivatives)
-
-    def adapted(self, support: Examples, way: int | None = None) -> Adapted:
-        """φ for each task of ``support``, whose x are inputs; differentiable in all meta-parameters where gradients are enabled."""
-        return self.adaptation(self.objective(support, way))
-
-    def judge(self, phi: Tensor, query: Examples) -> dict[str, Tensor]:
-        """Query ``loss [task]`` at ``phi [task, param]``, and ``accuracy [task]`` where targets are classes; x are inputs."""
-        return self.judge_on(phi, query._replace(x=self.cut.features(query.x)[0]))
-
-    def judge_on(self, phi: Tensor, query: Examples) -> dict[str, Tensor]:
-        """As ``judge``, of ``query`` whose x are features."""
-        outputs = self.cut.adapted.tasks(phi, query.x)
-        for criterion in filter(None, (self.criterion, self.support_criterion)):
-            check_criterion(criterion, outputs, query.y)
-        figures = {"loss": task_losses(self.criterion, outputs, query)}
-        if not query.y.is_floating_point():
-            hits = (outputs.argmax(-1) == query.y).double()
-            figures["accuracy"] = hits.sum(1) / query.real().sum(1)
-        return figures
 
     def training_step(self, episode: Episode, batch_idx: int) -> None:
         began = time.perf_counter()
@@ -215,20 +156,6 @@ class MetaLearner(Restorable, OuterSteps):
         after = after if episode.query.y.is_floating_point() else after.softmax(-1)
         return torch.where(episode.query.real().unsqueeze(-1), after, torch.nan)
 
-    def outputs(self, episode: Episode) -> tuple[Tensor, Tensor]:
-        """The network's outputs on the query set ``[task, example, output]`` at θ and, adapted, at φ; without a graph.
-
-        In evaluation mode, without dropout, also in the middle of a training and after it.
-        """
-        with answering(self), torch.no_grad():
-            pairs = []
-            for chunk in map(self.features, settled(episode).chunks(self._chunk_size())):
-                objective = self.objective_on(chunk.support)
-                ends = objective.start(), self.adaptation(objective).phi
-                pairs.append(tuple(self.cut.adapted.tasks(at, chunk.query.x) for at in ends))
-            before, after = zip(*pairs, strict=True)
-            return torch.cat(before), torch.cat(after)
-
     def on_validation_epoch_start(self) -> None:
         self.scoreboard.clear()
         self.cut.memory = FeatureMemory()
@@ -269,14 +196,6 @@ class MetaLearner(Restorable, OuterSteps):
         seed = torch.initial_seed() if self.seed is None else self.seed  # it has no run without a Trainer
         return seeded(self.device, seed, self.global_rank, *place)
 
-    def _chunk_size(self) -> int | None:
-        if self.measured_chunk is not None and self.task_chunk == "measured":
-            return self.measured_chunk
-        if isinstance(self.task_chunk, str):
-            together = self.device.type != "cpu" or self.cut.adapted.is_linear
-            return None if together else CPU_CHUNK
-        return self.task_chunk
-
     def _task_figures(
         self, chunk: Episode, adapted: Adapted, theta: Tensor, after: dict[str, Tensor]
     ) -> dict[str, Tensor]:
@@ -301,7 +220,7 @@ class MetaLearner(Restorable, OuterSteps):
                 adapted = self.adaptation(objective)
                 judged = self.judge_on(adapted.phi, chunk.query)
                 figures = self._task_figures(chunk, adapted, objective.theta, judged)
-                self.scoreboard.update(figures | outcome(objective, adapted.phi), setting)
+                self.scoreboard.update(figures | outcome(objective, adapted.linearised), setting)
 
     def _log_scores(self, stage: str) -> None:
         for path, value in self.scoreboard.figures().items():

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from imaml_lightning.adaptation import Implicit, Unrolled
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.errors import UsageError
-from imaml_lightning.learner.modes import answering
 from imaml_lightning.problem.batching import never_batched, one_by_one
 from imaml_lightning.problem.curvature import FiniteDifference, GaussNewton
+from imaml_lightning.problem.modes import answering
 from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.problem.objective import InnerObjective
 from imaml_lightning.problem.precision import full_precision

@@ -15,6 +15,7 @@ from torch import nn
 from imaml_lightning.errors import UsageError
 from imaml_lightning.learner.checkpoint import TRUSTED, check_trusted, read_checkpoint
 from imaml_lightning.learner.parts import PARTS_KEY, check_parts, kept_parts, warn_of_others
+from imaml_lightning.models import weights_follow
 
 #: Checkpoint key for what a run needs, besides its state, to go on bit for bit.
 COUNTERS_KEY = "imaml_lightning_counters"
@@ -63,7 +64,7 @@ class Restorable(LightningModule):
         parts = checkpoint.get(PARTS_KEY, {})
         check_parts(checkpoint_path, parts, options, cls)
         try:
-            with torch.inference_mode(False):  # or its parameters could never be differentiated
+            with torch.inference_mode(False), weights_follow():  # or its parameters could never be differentiated
                 learner = super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
         except RuntimeError as error:
             if "state_dict" not in str(error):

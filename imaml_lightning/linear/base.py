@@ -16,13 +16,12 @@ class LinearSolver(ABC):
     """A solver of systems, one for each row, symmetric unless the class says that they need not be; its fields are its options."""
 
     @abstractmethod
-    def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
+    def solve(self, product: Product, rhs: Tensor) -> Solution:
         """Solve A u = v.
 
         Args:
             product: ``[task, param] -> [task, param]``, A times each row.
             rhs: v ``[task, param]``.
-            start: where iterations begin ``[task, param]``, 0 if not given; direct methods have no use for it.
 
         Returns:
             u with, for each task, a result code, the products used, and ‖A u − v‖ / ‖v‖ (0 where v = 0).

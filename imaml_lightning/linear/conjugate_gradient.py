@@ -11,7 +11,7 @@ from imaml_lightning.errors import check_at_least, check_fraction
 from imaml_lightning.linear.base import LinearSolver, Product
 from imaml_lightning.linear.preconditioner import Preconditioner
 from imaml_lightning.linear.refine import MeasuredProduct, Sweep, refine
-from imaml_lightning.problem.rows import dot, norm, select, some
+from imaml_lightning.problem.rows import any_left, dot, norm, select
 from imaml_lightning.problem.solution import Result, Solution
 
 
@@ -42,7 +42,7 @@ class ConjugateGradient(LinearSolver):
         check_at_least(1, "linear_solver", max_steps=self.max_steps)
         check_fraction("linear_solver", rtol=self.rtol)
 
-    def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
+    def solve(self, product: Product, rhs: Tensor) -> Solution:
         inverse = self.preconditioner.inverse(product, rhs) if self.preconditioner else _identity
 
         def iterate(product: MeasuredProduct, r: Tensor, target: Tensor, budget: Tensor) -> Sweep:
@@ -53,7 +53,7 @@ class ConjugateGradient(LinearSolver):
             steps = torch.zeros_like(result)
             for _ in range(self.max_steps):
                 active = (result == Result.STEP_LIMIT) & (residual > target) & (steps < budget)
-                if not some(active):
+                if not any_left(active):
                     break
                 ap = product(torch.where(active, p, 0))
                 pap = dot(p, ap)
@@ -74,7 +74,7 @@ class ConjugateGradient(LinearSolver):
                 p = select(active, z + rz / previous * p, p)
             return Sweep(u, result, steps, residual, good)
 
-        return refine(iterate, product, rhs, start, self.max_steps, self.rtol)
+        return refine(iterate, product, rhs, self.max_steps, self.rtol)
 
 
 def _identity(r: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Dense(LinearSolver):
     def __post_init__(self) -> None:
         check_fraction("linear_solver", rtol=self.rtol)
 
-    def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
+    def solve(self, product: Product, rhs: Tensor) -> Solution:
         identity = torch.eye(rhs.shape[1], dtype=rhs.dtype, device=rhs.device)
         a = torch.stack([product(column.expand_as(rhs)) for column in identity], dim=2)
         finite = (a.isfinite().all(2) & rhs.isfinite()).all(1, keepdim=True)

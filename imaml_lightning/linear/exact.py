@@ -32,7 +32,7 @@ class Exact(LinearSolver):
     def __post_init__(self) -> None:
         check_fraction("linear_solver", rtol=self.rtol)
 
-    def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
+    def solve(self, product: Product, rhs: Tensor) -> Solution:
         if not hasattr(product, "inverse"):
             raise UsageError(
                 "the linear solver Exact needs a matrix with a closed form: use Dense or ConjugateGradient"

@@ -10,7 +10,7 @@ from torch import Tensor
 from imaml_lightning.errors import check_at_least, check_fraction
 from imaml_lightning.linear.base import LinearSolver, Product
 from imaml_lightning.linear.refine import MeasuredProduct, Sweep, refine
-from imaml_lightning.problem.rows import dot, norm, some
+from imaml_lightning.problem.rows import any_left, dot, norm
 from imaml_lightning.problem.solution import Result, Solution
 
 
@@ -42,8 +42,8 @@ class GMRES(LinearSolver):
         check_at_least(1, "linear_solver", max_steps=self.max_steps, restart=self.restart)
         check_fraction("linear_solver", rtol=self.rtol)
 
-    def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
-        return refine(self._iterate, product, rhs, start, self.max_steps, self.rtol, margin=torch.inf)
+    def solve(self, product: Product, rhs: Tensor) -> Solution:
+        return refine(self._iterate, product, rhs, self.max_steps, self.rtol, margin=torch.inf)
 
     def _iterate(self, product: MeasuredProduct, r: Tensor, target: Tensor, budget: Tensor) -> Sweep:
         residual = norm(r)
@@ -56,7 +56,7 @@ class GMRES(LinearSolver):
         tiny = torch.finfo(r.dtype).eps * r.shape[1]
         for _ in range(min(self.max_steps, self.restart)):
             active = (result == Result.STEP_LIMIT) & (residual > target) & (steps < budget)
-            if not some(active):
+            if not any_left(active):
                 break
             # Arnoldi: A V = V⁺ H, H Hessenberg, by Gram and Schmidt, twice, which is orthogonal to rounding.
             w = product(torch.where(active, v[-1], 0))

@@ -10,7 +10,7 @@ from torch import Tensor
 from imaml_lightning.errors import check_at_least, check_fraction, check_positive
 from imaml_lightning.linear.base import LinearSolver, Product
 from imaml_lightning.linear.refine import MeasuredProduct, Sweep, refine
-from imaml_lightning.problem.rows import dot, norm, some
+from imaml_lightning.problem.rows import any_left, dot, norm
 from imaml_lightning.problem.solution import Result, Solution
 
 
@@ -41,8 +41,8 @@ class Neumann(LinearSolver):
         check_at_least(1, "linear_solver", max_steps=self.max_steps)
         check_fraction("linear_solver", rtol=self.rtol)
 
-    def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
-        return refine(self._iterate, product, rhs, start, self.max_steps, self.rtol)
+    def solve(self, product: Product, rhs: Tensor) -> Solution:
+        return refine(self._iterate, product, rhs, self.max_steps, self.rtol)
 
     def _iterate(self, product: MeasuredProduct, r: Tensor, target: Tensor, budget: Tensor) -> Sweep:
         u, residual = torch.zeros_like(r), norm(r)
@@ -50,7 +50,7 @@ class Neumann(LinearSolver):
         steps = torch.zeros_like(result)
         for _ in range(self.max_steps):
             active = (result == Result.STEP_LIMIT) & (residual > target) & (steps < budget)
-            if not some(active):
+            if not any_left(active):
                 break
             ar = product(torch.where(active, r, 0))
             r_new = r - self.lr * ar

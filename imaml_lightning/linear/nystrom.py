@@ -1,4 +1,4 @@
-"""The Nyström closed form: A u = v solved in a low-rank picture of A."""
+"""The Nyström closed form: A u = v solved in a low-rank approximation of A."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from imaml_lightning.problem.solution import Result, Solution
 
 @dataclass(frozen=True)
 class Nystrom(LinearSolver):
-    """u = (U diag(λ) Uᵀ + floor·I)⁻¹ v by the Woodbury identity, for the picture of A ``[task, param, param]`` of rank
+    """u = (U diag(λ) Uᵀ + floor·I)⁻¹ v by the Woodbury identity, for the approximation of A ``[task, param, param]`` of rank
     ``rank`` that ``sketch`` draws; no iteration, and no recurrence to break down.
 
     Good where A is a multiple of the identity plus few large eigenvalues, as H + λI of a small support set is; exact
-    where they are fewer than ``rank``. The residual is measured, so what the picture misses is reported: a task within
-    rtol has converged, another has reached its limit, which is the rank. Where the picture is not positive definite the
+    where they are fewer than ``rank``. The residual is measured, so what the approximation misses is reported: a task within
+    rtol has converged, another has reached its limit, which is the rank. Where the approximation is not positive definite the
     result is INDEFINITE, or BREAKDOWN if it is singular, and u = 0.
 
     Args:
@@ -42,18 +42,18 @@ class Nystrom(LinearSolver):
         check_at_least(1, "linear_solver", rank=self.rank)
         check_fraction("linear_solver", rtol=self.rtol)
 
-    def solve(self, product: Product, rhs: Tensor, start: Tensor | None = None) -> Solution:
-        picture = sketch(product, rhs, self.rank, self.seed)
+    def solve(self, product: Product, rhs: Tensor) -> Solution:
+        sketched = sketch(product, rhs, self.rank, self.seed)
         length = norm(rhs)
-        definite = picture.definite() & length.isfinite() & (length > 0)
-        u = torch.where(definite, picture.inverse_times(rhs), 0)
+        definite = sketched.definite() & length.isfinite() & (length > 0)
+        u = torch.where(definite, sketched.inverse_times(rhs), 0)
         relative = torch.where(length == 0, 0, norm(product(u) - rhs) / length)
         result = torch.where(relative <= self.rtol, Result.CONVERGED, Result.STEP_LIMIT)
-        singular = picture.floor.abs() <= 10 * torch.finfo(rhs.dtype).eps * picture.values.amax(1, keepdim=True)
+        singular = sketched.floor.abs() <= 10 * torch.finfo(rhs.dtype).eps * sketched.values.amax(1, keepdim=True)
         reason = torch.where(singular, Result.BREAKDOWN, Result.INDEFINITE)
         result = torch.where((length > 0) & ~definite, reason, result)
         result = torch.where(relative.isfinite(), result, Result.NONFINITE)
         u = torch.where(relative.isfinite(), u, 0)
-        steps = torch.full_like(result, picture.values.shape[1] + 1)
+        steps = torch.full_like(result, sketched.values.shape[1] + 1)
         columns = (result, steps, relative, torch.full_like(relative, self.rtol))
         return Solution(u, *(column.squeeze(1) for column in columns))

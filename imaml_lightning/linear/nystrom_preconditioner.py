@@ -1,4 +1,4 @@
-"""A low-rank picture of A as a preconditioner."""
+"""A low-rank approximation of A as a preconditioner."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from imaml_lightning.linear.sketch import sketch
 
 @dataclass(frozen=True)
 class NystromPreconditioner(Preconditioner):
-    """M = U diag(λ) Uᵀ + floor·I, the randomised Nyström picture of A ``[task, param, param]`` of rank ``rank``.
+    """M = U diag(λ) Uᵀ + floor·I, the randomised Nyström approximation of A ``[task, param, param]`` of rank ``rank``.
 
     Takes about the ``rank`` largest eigenvalues of A out of conjugate gradients' way: worth its products where these
-    stand far above the rest and the solve takes more steps than ``rank``. A task whose picture is not positive
+    stand far above the rest and the solve takes more steps than ``rank``. A task whose approximation is not positive
     definite goes without (M = I).
 
     Args:
@@ -36,6 +36,6 @@ class NystromPreconditioner(Preconditioner):
         check_at_least(1, "preconditioner", rank=self.rank)
 
     def inverse(self, product: Product, rhs: Tensor) -> Product:
-        picture = sketch(product, rhs, self.rank, self.seed)
-        definite = picture.definite()
-        return lambda r: torch.where(definite, picture.inverse_times(r), r)
+        sketched = sketch(product, rhs, self.rank, self.seed)
+        definite = sketched.definite()
+        return lambda r: torch.where(definite, sketched.inverse_times(r), r)

@@ -1,4 +1,4 @@
-"""Iterations on A u = v that start anywhere and whose word is checked where rounding could spoil it."""
+"""Iterations on A u = v whose residual is measured again where rounding may have corrupted it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from imaml_lightning.linear.base import Product
-from imaml_lightning.problem.rows import looking, norm, some
+from imaml_lightning.problem.rows import any_left, may_sync, norm
 from imaml_lightning.problem.solution import Result, Solution
 
-#: A recurrence's residual is not taken at its word once it is below this many times the bound of its rounding error.
+#: A recurrence's residual is measured once it is below this many times the bound of its rounding error.
 MARGIN = 10
 
 
@@ -46,36 +46,28 @@ class Method(Protocol):
 
 
 def refine(
-    method: Method,
-    product: Product,
-    rhs: Tensor,
-    start: Tensor | None,
-    max_steps: int,
-    rtol: float,
-    margin: float = MARGIN,
+    method: Method, product: Product, rhs: Tensor, max_steps: int, rtol: float, margin: float = MARGIN
 ) -> Solution:
-    """Iterate from ``start``; where the recurrence's residual may be rounding, measure it, and go on if it was wrong.
+    """Iterate from 0; where the recurrence's residual may be rounding, measure it, and go on if it was wrong.
 
-    In k steps the recurrence drifts from the true residual by at most about k·eps·(‖A‖ ‖u‖ + ‖v‖), so well above
-    this its word is as good as a measurement. Below, and where it broke off, one more product tells (it is not counted
+    In k steps the recurrence drifts from the true residual by at most about k·eps·(‖A‖ ‖u‖ + ‖v‖), so well above this its
+    residual is as good as a measured one. Below, and where it broke off, one more product measures it (it is not counted
     as a step), and a task that claimed too much starts anew on A d = v − A u with the steps it has left. A task that was
     led away from the solution goes back to its last good point, where one more product must confirm it, else to where it
-    began, and ends with BREAKDOWN or as it broke off. With margin = ∞ all residuals are measured. Where nothing may look
-    (``rows.unseen``) the product is always spent, and no task starts anew.
+    began, and ends with BREAKDOWN or as it broke off. With margin = ∞ all residuals are measured. Within ``rows.no_sync``
+    the product is always spent, and no task starts anew.
 
     Source: Greenbaum (1997), "Estimating the attainable accuracy of recursively computed residual methods"; van der
     Vorst and Ye (2000), "Residual replacement strategies for Krylov subspace iterative methods".
     """
-    length = norm(rhs)
+    length = residual = norm(rhs)
     target, eps = rtol * length, torch.finfo(rhs.dtype).eps
     product = MeasuredProduct(product, rhs)
-    u = torch.zeros_like(rhs) if start is None else torch.where(length > 0, start, 0)
-    r = rhs if start is None else rhs - product(u)
-    residual = norm(r)
+    u, r = torch.zeros_like(rhs), rhs
     result = torch.where(residual.isfinite(), Result.STEP_LIMIT, Result.NONFINITE)
     steps, pending = torch.zeros_like(result), result == Result.STEP_LIMIT
-    for _ in range(max_steps if looking() else 1):
-        if not some(pending):
+    for _ in range(max_steps if may_sync() else 1):
+        if not any_left(pending):
             break
         sweep = method(product, torch.where(pending, r, 0), target, torch.where(pending, max_steps - steps, 0))
         u_before, before, u = u, norm(r), torch.where(pending, u + sweep.value, u)
@@ -86,13 +78,13 @@ def refine(
         drift = margin * steps * eps * (product.scale * norm(u) + length)
         broken = pending & (result > Result.STEP_LIMIT)
         doubtful = pending & (residual < drift) & ~broken
-        if not some(doubtful | broken):
+        if not any_left(doubtful | broken):
             break
         r = rhs - product(u)
         residual = torch.where(doubtful | broken, norm(r), residual)
         worse = (doubtful | broken) & ~(residual <= before)
         result = torch.where(doubtful, torch.where(worse, Result.BREAKDOWN, Result.STEP_LIMIT), result)
-        if looking() and sweep.good is not None and some(worse):
+        if may_sync() and sweep.good is not None and any_left(worse):
             good = torch.where(worse, u_before + sweep.good, u)
             confirmed = norm(rhs - product(good))
             back = worse & (confirmed <= before)
@@ -100,7 +92,12 @@ def refine(
             worse = worse & ~back
         u, residual = torch.where(worse, u_before, u), torch.where(worse, before, residual)
         pending = doubtful & (result == Result.STEP_LIMIT) & (residual > target) & (steps < max_steps)
-    result = torch.where((result == Result.STEP_LIMIT) & (residual <= target), Result.CONVERGED, result)
+    return _reported(u, result, steps, residual, length, rtol)
+
+
+def _reported(u: Tensor, result: Tensor, steps: Tensor, residual: Tensor, length: Tensor, rtol: float) -> Solution:
+    """The solution whose columns ``[task, 1]`` these are; ``length`` is ‖v‖."""
+    result = torch.where((result == Result.STEP_LIMIT) & (residual <= rtol * length), Result.CONVERGED, result)
     result = torch.where(residual.isfinite(), result, Result.NONFINITE)
     relative = torch.where(length == 0, 0, residual / length)
     columns = (result, steps, relative, torch.full_like(relative, rtol))

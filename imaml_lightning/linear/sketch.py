@@ -1,4 +1,4 @@
-"""A randomised low-rank picture of A, for the Nyström solver and the Nyström preconditioner."""
+"""A randomised low-rank approximation of A, for the Nyström solver and the Nyström preconditioner."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Sketch:
     floor: Tensor  # [task, 1]; positive unless A has a direction of negative or no curvature
 
     def definite(self) -> Tensor:
-        """Whether the picture is positive definite beyond rounding ``[task, 1]``."""
+        """Whether the approximation is positive definite beyond rounding ``[task, 1]``."""
         return self.floor > 10 * torch.finfo(self.floor.dtype).eps * self.values.amax(1, keepdim=True)
 
     def inverse_times(self, r: Tensor) -> Tensor:
-        """The inverse of the picture times ``r [task, param]``, by the Woodbury identity."""
+        """The inverse of the approximation times ``r [task, param]``, by the Woodbury identity."""
         inside = torch.einsum("tpr,tp->tr", self.vectors, r)
         return (
             r - torch.einsum("tpr,tr->tp", self.vectors, inside * self.values / (self.values + self.floor))

@@ -55,7 +55,7 @@ class DenseNet(BodyAndHead):
 
 
 class _Layer(nn.Module):
-    """Its inputs, and what it makes of them."""
+    """A convolution whose outputs are appended to its inputs."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

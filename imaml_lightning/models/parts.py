@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from imaml_lightning.errors import UsageError
 from imaml_lightning.models.heads import AnyWay, UnitLength
 
-Norm = Literal["batch", "running", "group", "none"]
+Norm = Literal["batch", "running", "fixed", "group", "none"]
 
 
 class BodyAndHead(nn.Module):
@@ -70,10 +70,41 @@ def convolution(before: int, after: int, kernel: int = 3, stride: int = 1) -> nn
 
 
 def normalisation(norm: Norm, channels: int) -> nn.Module:
-    """Normalisation by statistics of the ``batch`` at hand, the same with ``running`` ones, of a ``group``, or ``none``."""
+    """Normalisation by statistics of the ``batch`` at hand, with ``running`` averages for evaluation, by ``fixed`` ones, of a
+    ``group``, or ``none``.
+    """
+    if norm == "fixed":
+        return FixedStatistics(channels)
     if norm in ("batch", "running"):
         return nn.BatchNorm2d(channels, track_running_stats=norm == "running")
     return nn.GroupNorm(math.gcd(8, channels), channels) if norm == "group" else nn.Identity()
+
+
+class FixedStatistics(nn.Module):
+    """y = w (x − mean) / √(var + ε) + b for each channel, with a mean and a variance that nothing changes.
+
+    They are those of a checkpoint (``callbacks.StartFrom``), and 0 and 1 without one. An image's outputs do not depend on
+    other images, and there are no statistics that would be a mixture over inner steps, so this layer can be adapted.
+
+    Args:
+        channels: of the images ``[example, channel, height, width]``.
+        eps: ε.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As ``x``."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return x * scale.view(-1, 1, 1) + (self.bias - self.running_mean * scale).view(-1, 1, 1)
 
 
 def check_images(owner: str, way: int, channels: int, size: int, halvings: int) -> None:

@@ -9,7 +9,7 @@ from imaml_lightning.problem.curvature import Curvature, FiniteDifference, Gauss
 from imaml_lightning.problem.derivatives import Linearisation
 from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.problem.objective import InnerObjective
-from imaml_lightning.problem.proximal import LowRankProximalTerm, NoProximalTerm, ProximalTerm
+from imaml_lightning.problem.proximal import NoProximalTerm, ProximalTerm
 from imaml_lightning.problem.solution import Result, Solution
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "InnerObjective",
     "Linearisation",
     "Linearised",
-    "LowRankProximalTerm",
     "NoProximalTerm",
     "Objective",
     "ProximalTerm",

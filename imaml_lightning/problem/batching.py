@@ -23,8 +23,8 @@ _batched: weakref.WeakKeyDictionary[Function, bool] = weakref.WeakKeyDictionary(
 def per_task(function: Function, *arguments: Tensor) -> Tensor:
     """``function`` of each task's row of the arguments.
 
-    By vmap; for a single task, and for what vmap does not do (LSTM, checkpointed parts, numbers that are looked at), by a
-    loop over tasks, which is said once.
+    By vmap; for a single task, and for what vmap does not do (LSTM, checkpointed parts, values read on the host), by a
+    loop over tasks, of which one warning tells.
     """
     if len(arguments[0]) == 1 or not _batched.get(function, True):
         return one_by_one(function, *arguments)
@@ -39,7 +39,7 @@ def per_task(function: Function, *arguments: Tensor) -> Tensor:
         reason = error
     if generators is not None:  # what follows draws the same with and without the attempt
         generators.restore()
-    alone = one_by_one(function, *arguments)  # if this fails as well, its words are the better ones
+    alone = one_by_one(function, *arguments)  # if this fails as well, its error is the clearer one
     never_batched(function)
     why = " ".join(str(reason).split())[:150]
     warnings.warn(f"{_name(function)} is evaluated one task at a time: torch cannot batch it ({why})", stacklevel=2)

@@ -14,7 +14,7 @@ from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.problem.losses import without_padding
 from imaml_lightning.problem.network import FlatNetwork
-from imaml_lightning.problem.rows import some
+from imaml_lightning.problem.rows import any_left
 
 
 class CompiledDerivatives:
@@ -76,10 +76,10 @@ class CompiledDerivatives:
     def are_of(self, criterion: nn.Module, examples: Examples) -> bool:
         """Whether this is the criterion, and one that leaves out the padding of ``examples``, if there is any."""
         masked = self.masked[not examples.y.is_floating_point()]
-        return criterion is self.criterion and (masked is not None or not some(~examples.real()))
+        return criterion is self.criterion and (masked is not None or not any_left(~examples.real()))
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        # Shapes are few and stay, so each may have code of its own; one graph or none, or parts would be slow unseen.
+        # There are few shapes, so each gets code of its own. One graph or none: else parts would run uncompiled without a word.
         fast = torch.compile(function, dynamic=False, fullgraph=True, backend=self.backend)
 
         @torch.no_grad()

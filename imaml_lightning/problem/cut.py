@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from imaml_lightning.problem.feature_memory import FeatureMemory
+from imaml_lightning.problem.modes import answering
 from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.problem.tensors import hooked, tensor_of
 
@@ -22,8 +23,8 @@ class Cut:
     - chains of modules, of which each takes what the last one gives: ``nn.Sequential``, and networks whose class has a method
       ``chain`` beside its ``forward`` (the package's own have). Nested chains are taken apart, so the cut may lie
       between the layers of a block;
-    - any other network one of whose modules holds all that is adapted and gives the network's output (a head). That it
-      does is looked at in every evaluation, and if not the network is whole from then on, with a warning.
+    - any other network one of whose modules holds all that is adapted and gives the network's output (a head). Every
+      evaluation checks that it does; if not, the network is whole from then on, with a warning.
 
     Where neither holds, or something waits to be called around a chain (hooks), the network stays whole: ``features(x)`` is x.
 
@@ -50,16 +51,15 @@ class Cut:
         self._apart: bool | None = None
         self._head: _Head | None = None
         self._parts = self._look()
-        chain = _chain(flat.network)
         if self.why_whole:
             return
-        if chain is not None:
-            self._cut_chain(flat, chain)
-        else:
+        if self._parts[0] is flat.network:
             self._cut_before_head(flat)
+        else:
+            self._cut_chain(flat, self._parts)
 
     def _look(self) -> list[nn.Module]:
-        """The modules that are called one by one, in place of the network."""
+        """The modules of the chain that the network is; else the network, and its head if that can be cut off."""
         chain = _chain(self._flat.network)
         if chain is not None:
             return chain
@@ -88,12 +88,9 @@ class Cut:
         self._follow_edits()
         try:
             features = self._features(*sets)
+            like = tensor_of(self._flat.network, self._flat.names[0])
             # Under autocast they come in half precision; the full precision of certificates begins here.
-            return (
-                features
-                if self.whole
-                else tuple(x.to(tensor_of(self._flat.network, self._flat.names[0])) for x in features)
-            )
+            return features if self.whole else tuple(x.to(like) for x in features)
         except _NoEndError as error:
             self._stay_whole(str(error))
             return sets
@@ -117,21 +114,14 @@ class Cut:
         assert self.module is not None
         return self.module(x) if self._head is None else self._head.input_of(self.module, x)
 
-    @torch.no_grad()
     def _depends_on_company(self, x: Tensor) -> bool:
         """Whether in evaluation an image's features depend on the other images of its batch."""
         assert self.module is not None
-        modes = [(m, m.training) for m in self.module.modules()]
         chosen = x[:5]
         # Of integers (words, say) other ones may have no meaning, so there the company is only made smaller.
         other = torch.cat([chosen[:1], 0.25 + chosen[1:] / 2]) if x.is_floating_point() else chosen[:2]
-        self.module.eval()
-        try:
-            with torch.random.fork_rng():
-                here, there = self._evaluate(chosen), self._evaluate(other)
-        finally:
-            for module, training in modes:
-                module.training = training
+        with answering(self.module), torch.no_grad(), torch.random.fork_rng():
+            here, there = self._evaluate(chosen), self._evaluate(other)
         return bool((here[:1] - there[:1]).abs().amax() > 1e-3 * here.abs().amax())
 
     def _stay_whole(self, why: str) -> None:

@@ -1,4 +1,4 @@
-"""What torch needs to be told so that a network is batched, and differentiated twice, as the function that it is."""
+"""Settings under which torch batches a network, and differentiates it twice, correctly."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def alone(network: nn.Module) -> bool:
 
 
 def check_options(network: nn.Module, adapted: Sequence[Tensor]) -> None:
-    """Refuse options of layers under which the network is no function of ``adapted``, or its gradient none of that function.
+    """Refuse options of layers that make the network more than a function of ``adapted``, or its gradient that of no loss.
 
     Raises:
         UsageError: for the first of them.

@@ -10,16 +10,19 @@ from torch import Tensor
 
 from imaml_lightning.problem.derivatives import Derivatives, Linearisation, pull_back
 from imaml_lightning.problem.losses import task_losses
-from imaml_lightning.problem.network import linear_outputs
+from imaml_lightning.problem.network import FlatNetwork, linear_outputs
 from imaml_lightning.problem.output_curvature import output_curvature
 from imaml_lightning.problem.precision import full_precision
+from imaml_lightning.problem.rows import may_sync
 
 
 class LinearHead(Derivatives):
     """For z = x Wᵀ (+ b), φ = (W, b): products of matrices. With a convex ℓ, G is then strongly convex."""
 
+    kept: tuple[Tensor, Tensor, _SpanInverse] | None = None  # λ, d, and the last inverse
+
     def outputs(self, phi: Tensor) -> Tensor:
-        """z ``[task, example, output]``, in the precision of φ: what is solved to rounding is no place for bf16."""
+        """z ``[task, example, output]``, in the precision of φ: in bf16 nothing could be solved to rounding."""
         with full_precision(phi.device):
             return linear_outputs(self.network.split(phi), self.examples.x.to(phi.dtype))
 
@@ -89,24 +92,33 @@ class LinearisedHead(Linearisation):
         """
         with full_precision(self.phi.device):
             d, coupled = output_curvature(self.of.criterion, self.outputs.detach(), self.of.examples)
-            return _SpanInverse(self._with_ones, self._rows(strength), d.mT, coupled, self._rows, self._flat)
+            kept = self.of.kept
+            # Under a squared error it is the same at every φ: where G is minimised and where A u = v is solved.
+            if kept and may_sync() and torch.equal(kept[0], strength) and torch.equal(kept[1], d):
+                return kept[2]
+            network = self.of.network
+            rows = strength if strength.numel() == 1 else _rows(network, strength)
+            inverse = _SpanInverse(self._with_ones, rows, d.mT, coupled, network)
+            self.of.kept = strength, d, inverse
+            return inverse
 
     @cached_property
     def _with_ones(self) -> Tensor:
         x = self.of.examples.x.detach()
         return torch.cat([x, torch.ones_like(x[..., :1])], 2) if len(self.of.network.names) == 2 else x
 
-    def _rows(self, v: Tensor) -> Tensor:
-        """``v [task, param]`` as ``[task, output, feature]``, the bias as the last feature; a single number as it is."""
-        if v.numel() == 1:
-            return v
-        weight, *bias = self.of.network.split(v if v.ndim == 2 else v.unsqueeze(0))
-        return torch.cat([weight, bias[0].unsqueeze(2)], 2) if bias else weight
 
-    def _flat(self, rows: Tensor) -> Tensor:
-        if len(self.of.network.names) == 1:
-            return rows.flatten(1)
-        return torch.cat([rows[..., :-1].flatten(1), rows[..., -1]], 1)
+def _rows(network: FlatNetwork, v: Tensor) -> Tensor:
+    """``v [task, param]`` (or ``[param]``) as ``[task, output, feature]``, the bias as the last feature."""
+    weight, *bias = network.split(v if v.ndim == 2 else v.unsqueeze(0))
+    return torch.cat([weight, bias[0].unsqueeze(2)], 2) if bias else weight
+
+
+def _flat(network: FlatNetwork, rows: Tensor) -> Tensor:
+    """The inverse of ``_rows``."""
+    if len(network.names) == 1:
+        return rows.flatten(1)
+    return torch.cat([rows[..., :-1].flatten(1), rows[..., -1]], 1)
 
 
 class _SpanInverse:
@@ -118,11 +130,10 @@ class _SpanInverse:
         strength: Tensor,
         d: Tensor,
         coupled: bool,
-        rows: Callable[[Tensor], Tensor],
-        flat: Callable[[Tensor], Tensor],
+        network: FlatNetwork,
     ) -> None:
         x, strength, d = map(_wide, (x, strength, d))
-        self.x, self.strength, self.rows, self.flat = x, strength, rows, flat
+        self.x, self.strength, self.network = x, strength, network
         if strength.numel() == 1:
             kernel = (x @ x.mT / strength).unsqueeze(1)  # the same for every output
         else:
@@ -140,12 +151,12 @@ class _SpanInverse:
     @torch.no_grad()
     def __call__(self, v: Tensor) -> Tensor:
         with full_precision(v.device):
-            scaled = self.rows(_wide(v)) / self.strength
+            scaled = _rows(self.network, _wide(v)) / self.strength
             r = self._e_times(scaled @ self.x.mT)  # E X Λ⁻¹ v, [task, output, example]
             if self.coupling is not None:
                 shared = torch.cholesky_solve(r.sum(1).unsqueeze(-1), self.coupling).unsqueeze(1)
                 r = r - (self.e @ shared).squeeze(-1)
-            return self.flat(scaled - (r @ self.x) / self.strength).to(v.dtype)
+            return _flat(self.network, scaled - (r @ self.x) / self.strength).to(v.dtype)
 
     def _e_times(self, r: Tensor) -> Tensor:
         """E r, output by output; E is symmetric, and where all outputs share one, a single product of matrices does."""

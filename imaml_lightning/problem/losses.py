@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from imaml_lightning.episode import IGNORED, Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.problem.batching import per_task
-from imaml_lightning.problem.rows import looking, some
+from imaml_lightning.problem.rows import any_left, may_sync
 from imaml_lightning.problem.tensors import hooked
 
 #: Of z ``[example, output]`` and y, a loss.
@@ -33,8 +33,8 @@ def task_losses(criterion: nn.Module, outputs: Tensor, examples: Examples) -> Te
         UsageError: the criterion does not give one number.
     """
     masked = without_padding(criterion, classes=not examples.y.is_floating_point())
-    padded = masked is not criterion and some(~examples.real())
-    if padded and masked is None and looking():
+    padded = masked is not criterion and any_left(~examples.real())
+    if padded and masked is None and may_sync():
         rows = zip(outputs, examples.y, examples.real(), strict=True)
         of_tasks = [criterion(z[real], y[real]) for z, y, real in rows]
         _check_shape(criterion, of_tasks[0].shape)
@@ -43,14 +43,14 @@ def task_losses(criterion: nn.Module, outputs: Tensor, examples: Examples) -> Te
         together = _together(criterion, outputs, examples.y)
         if together is not None:
             return together
-    # Where nothing may be looked at, padding makes an unknown criterion not a number, which is seen.
+    # Within no_sync padding goes into an unknown criterion; its loss is then not a number, which does not go unnoticed.
     losses = per_task(masked if padded and masked else criterion, outputs, examples.y)
     _check_shape(criterion, losses.shape[1:])
     return losses
 
 
 def _together(criterion: Any, z: Tensor, y: Tensor) -> Tensor | None:
-    """The criterion of all tasks ``[task]`` in a few operations, where vmap takes ten times as long to say what they are.
+    """The criterion of all tasks ``[task]`` in a few operations; vmap takes ten times as long to launch the same ones.
 
     Only for torch's own losses, as they are, that are a mean or sum over examples; None for all others. A criterion with a
     method ``alike(classes)`` beside its ``forward`` says which of them it is.
@@ -81,13 +81,13 @@ def _check_shape(criterion: nn.Module, shape: torch.Size) -> None:
 
 
 def without_padding(criterion: nn.Module, classes: bool) -> Criterion | None:
-    """The criterion of one task that leaves padding out without looking where it is; None if that is not known.
+    """The criterion of one task that leaves padding out, without reading on the host where it is; None if that is not known.
 
     Args:
         criterion: of outputs and targets; it may have a method ``without_padding(classes)`` that answers for it.
         classes: whether the targets are class numbers.
     """
-    if "forward" in vars(criterion) or criterion._forward_hooks or criterion._forward_pre_hooks:
+    if "forward" in vars(criterion) or hooked(criterion):
         return None
     own: Any = getattr(criterion, "without_padding", None)
     if callable(own):

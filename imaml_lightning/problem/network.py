@@ -33,7 +33,7 @@ class Folded(Protocol):
         """Jᵀ g, shaped as the parameters; ``keep`` it for ``vjp_derivative``."""
 
     def vjp_derivative(self, dg: Tensor) -> list[Tensor]:
-        """The change of the Jᵀ g that was kept, along the last ``jvp``'s u, when g changes by ``dg``."""
+        """The derivative of the last kept ``vjp`` Jᵀ g, along the direction u of the last ``jvp`` and along ``dg`` in g."""
 
 
 class FlatNetwork:

@@ -50,7 +50,7 @@ class InnerObjective(Objective):
         return self._under_autocast if torch.is_autocast_enabled(self.theta.device.type) else self._as_it_is
 
     def _choose(self) -> Derivatives:
-        """The first way of these that computes just this network."""
+        """The first of these ways that computes exactly this network."""
         here = self.network, self.support, self.criterion
         if self.compiled and self.compiled.are_of(self.criterion, self.support):
             return Compiled(*here, self.compiled)
@@ -120,6 +120,11 @@ class LinearisedObjective(Linearised):
         self.proximal_gradient = objective.proximal.product(loss.phi - objective.theta)
         self.gradient = loss.gradient + self.proximal_gradient
 
+    @torch.no_grad()
+    def value(self) -> Tensor:
+        """G ``[task]``, without a graph."""
+        return self.loss.loss.detach() + self._objective.proximal(self.phi.detach(), self._objective.theta)
+
     def hvp(self, u: Tensor) -> Tensor:
         """∇²_φφ G u ``[task, param]``."""
         return self.loss.hvp(u) + self.proximal_hvp(u)
@@ -137,7 +142,7 @@ class LinearisedObjective(Linearised):
         """v ↦ (∇²_φφ G + damping I)⁻¹ v, exactly.
 
         Raises:
-            UsageError: it is not known: what is adapted is more than a linear layer, or ∇²R is no diagonal.
+            UsageError: it is not known: what is adapted is more than a linear layer.
         """
         if not isinstance(self.loss, LinearisedHead):
             raise UsageError(

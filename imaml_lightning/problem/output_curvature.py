@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from imaml_lightning.episode import Examples
 from imaml_lightning.errors import UsageError
 from imaml_lightning.problem.losses import without_padding
-from imaml_lightning.problem.rows import some
+from imaml_lightning.problem.rows import any_left
 
 
 def output_curvature(criterion: nn.Module, z: Tensor, examples: Examples) -> tuple[Tensor, bool]:
@@ -32,7 +32,7 @@ def output_curvature(criterion: nn.Module, z: Tensor, examples: Examples) -> tup
     if known and type(criterion) is nn.MSELoss:
         real = ~examples.y.isnan()
         count = real.sum((1, 2), keepdim=True) if criterion.reduction == "mean" else 1
-        differ = some(real != real[..., :1])
+        differ = any_left(real != real[..., :1])
         return 2 * (real if differ else real[..., :1]).to(z.dtype) / count, False
     own: Any = getattr(criterion, "output_curvature", None)
     if callable(own):

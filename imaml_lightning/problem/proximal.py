@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from imaml_lightning.errors import UsageError, check_at_least, check_positive
+from imaml_lightning.errors import UsageError
 from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.problem.precision import exactly
 
@@ -67,17 +67,13 @@ class ProximalTerm(nn.Module):
         )
 
     def diagonal(self, params: int) -> Tensor:
-        """The diagonal of Λ, which is all of it, ``[1]`` or ``[param]``.
-
-        Raises:
-            UsageError: Λ is no diagonal matrix.
-        """
+        """The diagonal of Λ, which is all of it, ``[1]`` or ``[param]``."""
         strength = self.strength()
         return strength if strength.numel() == 1 else self.network.expand(strength, params)
 
     def product(self, d: Tensor) -> Tensor:
         """Λ d ``[task, param]``, with Λ = ∇²R: R is ½ dᵀΛd of the distance d = φ − θ ``[task, param]``, and ∇R is Λ d."""
-        return ProximalTerm.diagonal(self, d.shape[1]) * d
+        return self.diagonal(d.shape[1]) * d
 
     def value_and_gradient(self, phi: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """R ``[task]`` and ∇R ``[task, param]``, of ``phi [task, param]`` and ``theta [param]``."""
@@ -88,58 +84,6 @@ class ProximalTerm(nn.Module):
     def forward(self, phi: Tensor, theta: Tensor) -> Tensor:
         """R for each task ``[task]``."""
         return self.value_and_gradient(phi, theta)[0]
-
-
-class LowRankProximalTerm(ProximalTerm):
-    """R(φ, θ) = ½ (φ − θ)ᵀ Λ (φ − θ), in which Λ = diag(λ) + U Uᵀ is a matrix, positive definite for every U.
-
-    λ is that of ``ProximalTerm``. The columns of U ``[param, rank]`` are directions in which a task may move less than
-    elsewhere; they start at random and small, and are meta-learned where ``learn`` is on.
-
-    Args:
-        strength: λ > 0, in units of the loss per squared parameter.
-        per: one λ for all parameters, one for each parameter ``tensor``, or one for each ``parameter``.
-        learn: meta-learn λ and U with the outer optimizer; else they stay as they begin.
-        rank: columns of U.
-        spread: ‖U‖² at the start is about spread · strength.
-
-    Raises:
-        UsageError: if strength or spread is not a positive finite number, or rank is below 1.
-
-    Cost: 2 · param · rank multiplications a task, in G and in every product with ∇²R. Source: Rajeswaran et al. (2019),
-    section 6, names matrix-valued regularisers as future work.
-    """
-
-    def __init__(
-        self,
-        strength: float = 2.0,
-        per: Literal["network", "tensor", "parameter"] = "network",
-        learn: bool = False,
-        rank: int = 4,
-        spread: float = 0.1,
-    ) -> None:
-        super().__init__(strength, per, learn)
-        check_at_least(1, "proximal", rank=rank)
-        check_positive("proximal", spread=spread)
-        self.rank, self.spread = rank, spread
-        self.factor = nn.Parameter(torch.empty(0, rank), requires_grad=learn)
-
-    def fit_to(self, network: FlatNetwork) -> None:
-        """Give ``raw`` its entries, and ``factor`` (U) a row for each parameter of this network."""
-        super().fit_to(network)
-        if network.any_way:
-            raise UsageError("LowRankProximalTerm needs a head of a fixed number of classes: use ProximalTerm")
-        params = sum(network.sizes)
-        factor = torch.randn(params, self.rank) * math.sqrt(self.spread * self.initial / params)
-        self.factor = nn.Parameter(factor, requires_grad=self.learn)
-
-    def diagonal(self, params: int) -> Tensor:
-        """Refused: Λ is no diagonal matrix."""
-        raise UsageError("the matrix of LowRankProximalTerm is no diagonal: use ProximalTerm, or ConjugateGradient")
-
-    def product(self, d: Tensor) -> Tensor:
-        """Λ d ``[task, param]``."""
-        return super().product(d) + (d @ self.factor) @ self.factor.T
 
 
 class NoProximalTerm(ProximalTerm):
@@ -161,7 +105,3 @@ class NoProximalTerm(ProximalTerm):
     def strength(self) -> Tensor:
         """0, ``[1]``."""
         return self.zero
-
-    def product(self, d: Tensor) -> Tensor:
-        """0, still a function of d."""
-        return self.zero * d

@@ -22,35 +22,35 @@ def norm(a: Tensor) -> Tensor:
 def select(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """Row by row ``new [task, param]`` where ``mask [task, 1]``, else ``old``.
 
-    On a CPU, where looking is free, rows that are all new are not copied.
+    On a CPU, where reading a value is free, rows that are all new are not copied.
     """
-    if _looking and mask.device.type == "cpu" and mask.all():
+    if _sync and mask.device.type == "cpu" and mask.all():
         return new
     return torch.where(mask, new, old)
 
 
-_looking = True
+_sync = True
 
 
 @contextlib.contextmanager
-def unseen() -> Iterator[None]:
-    """Within it no loop looks at its numbers, so that nothing waits for the device and the work can be recorded.
+def no_sync() -> Iterator[None]:
+    """Within it no loop reads tensor values on the host, so that nothing waits for the device and the work can be recorded.
 
     Loops then end by their step limits alone; tasks that have ended stay where they are, as ever.
     """
-    global _looking  # not of one thread: backward passes on a device have a thread of their own
-    before, _looking = _looking, False
+    global _sync  # not of one thread: backward passes on a device have a thread of their own
+    before, _sync = _sync, False
     try:
         yield
     finally:
-        _looking = before
+        _sync = before
 
 
-def looking() -> bool:
-    """Whether loops may look at their numbers."""
-    return _looking
+def may_sync() -> bool:
+    """Whether loops may read tensor values."""
+    return _sync
 
 
-def some(mask: Tensor) -> bool:
-    """Whether any entry of ``mask`` is true, so that there is work left; within ``unseen`` always yes."""
-    return not _looking or bool(mask.any())
+def any_left(mask: Tensor) -> bool:
+    """Whether any entry of ``mask`` is true, so that there is work left; within ``no_sync`` always yes."""
+    return not _sync or bool(mask.any())

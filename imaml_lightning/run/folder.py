@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from imaml_lightning.errors import UsageError
-from imaml_lightning.learner.checkpoint import sweep
+from imaml_lightning.learner.whole_file import sweep
 from imaml_lightning.run.callbacks import KeepLast, Pictures, RecordRun, Waiting
 from imaml_lightning.run.loggers import AppendingCSV, wandb_logger
 from imaml_lightning.run.signals import Signals

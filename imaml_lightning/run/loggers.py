@@ -1,4 +1,4 @@
-"""The two logs of a run: a CSV that survives a kill, and Weights & Biases that never asks and never holds up."""
+"""The two logs of a run: a CSV that survives a kill, and Weights & Biases without prompts and without waiting for its server."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from imaml_lightning.learner.checkpoint import ROWS_KEY
+from imaml_lightning.learner.whole_file import whole_file
 
 #: Seconds that W&B may take to start, and to upload what is left at the end.
 PATIENCE = 20
@@ -73,12 +74,10 @@ def _rewrite(path: Path, fieldnames: list[str], most: int | None = None) -> int:
     """Other columns for the same rows, of which ``most`` are kept and counted; a kill leaves the old file or the new."""
     with path.open(newline="") as file:
         rows = list(islice(csv.DictReader(file), most))
-    temporary = path.with_suffix(".csv.part")
-    with temporary.open("w", newline="") as file:
+    with whole_file(path, "x", newline="") as file:
         writer = csv.DictWriter(file, fieldnames)
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)
     return len(rows)
 
 

@@ -56,19 +56,19 @@ class Omniglot(ClassSource):
 
     def prepare(self) -> None:
         if self.download and self._missing():
-            from imaml_lightning.data.torchmeta.adapter import download_omniglot
+            from imaml_lightning.data.torchmeta.omniglot import download_omniglot
 
             download_omniglot(self.root)
         super().prepare()
 
     def _missing(self) -> list[str]:
-        from imaml_lightning.data.torchmeta.adapter import FILES, omniglot_folder
+        from imaml_lightning.data.torchmeta.omniglot import FILES, omniglot_folder
 
         folder = omniglot_folder(self.root)
         return [name for name in FILES if not (folder / name).is_file()]
 
     def recipe(self) -> Mapping[str, object]:
-        from imaml_lightning.data.torchmeta.adapter import FILES, omniglot_folder
+        from imaml_lightning.data.torchmeta.omniglot import FILES, omniglot_folder
 
         folder = omniglot_folder(self.root)
         if missing := self._missing():
@@ -100,7 +100,7 @@ class Omniglot(ClassSource):
                         label = f"{name} {90 * quarter}°" if len(turns) > 1 else name
                         yield BankClass(split, label, turned, f"{name.split('/')[1]} {90 * quarter}°")
         except (OSError, KeyError, ValueError) as error:
-            from imaml_lightning.data.torchmeta.adapter import omniglot_folder
+            from imaml_lightning.data.torchmeta.omniglot import omniglot_folder
 
             raise DataError(
                 f"Omniglot in {omniglot_folder(self.root)} is damaged ({error}); remove its data.hdf5 and run again "
@@ -120,7 +120,7 @@ class Omniglot(ClassSource):
         return {split: [characters[i] for i in part] for split, part in zip(SPLITS, parts, strict=True)}
 
     def _read(self, vinyals: bool, split: str) -> list[Character]:
-        from imaml_lightning.data.torchmeta.adapter import omniglot_characters
+        from imaml_lightning.data.torchmeta.omniglot import omniglot_characters
 
         names, characters = omniglot_characters(self.root, vinyals, split)
         bar = progress(characters, f"Reading Omniglot, {split} characters", len(names))

@@ -1,4 +1,4 @@
-"""torchmeta's class data sets: their files, splits and examples."""
+"""The benchmark data sets by torchmeta: their archives, files, splits and examples."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import io
 import json
 import os
 import pickle
-import shutil
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,99 +20,21 @@ from scipy.io import arff
 
 from imaml_lightning.data.archives import check_members, fetch, harmless, verified
 from imaml_lightning.data.base import SPLITS, Split
-from imaml_lightning.data.torchmeta.repair import repair_torchmeta
-from imaml_lightning.errors import DataError, UsageError
-
-try:
-    repair_torchmeta()
-    from torchmeta.datasets.cifar100.cifar_fs import CIFARFSClassDataset
-    from torchmeta.datasets.cifar100.fc100 import FC100ClassDataset
-    from torchmeta.datasets.cub import CUBClassDataset
-    from torchmeta.datasets.doublemnist import DoubleMNISTClassDataset
-    from torchmeta.datasets.letter import LetterClassDataset
-    from torchmeta.datasets.miniimagenet import MiniImagenetClassDataset
-    from torchmeta.datasets.omniglot import OmniglotClassDataset
-    from torchmeta.datasets.one_hundred_plants_margin import PlantsMarginClassDataset
-    from torchmeta.datasets.one_hundred_plants_shape import PlantsShapeClassDataset
-    from torchmeta.datasets.one_hundred_plants_texture import PlantsTextureClassDataset
-    from torchmeta.datasets.tieredimagenet import TieredImagenetClassDataset
-    from torchmeta.datasets.triplemnist import TripleMNISTClassDataset
-    from torchmeta.datasets.utils import get_asset
-except ModuleNotFoundError as error:
-    raise UsageError(
-        f"This data set needs the package {error.name}: install the project's requirements, and torchmeta by "
-        "`pip install --no-deps torchmeta==1.8.0`."
-    ) from error
-
-#: What a complete folder holds.
-FILES = (
-    OmniglotClassDataset.filename,
-    *(f"{part}_labels.json" for part in ("train", "test", "vinyals_train", "vinyals_val", "vinyals_test")),
+from imaml_lightning.data.torchmeta.class_datasets import (
+    CIFARFSClassDataset,
+    CUBClassDataset,
+    DoubleMNISTClassDataset,
+    FC100ClassDataset,
+    LetterClassDataset,
+    MiniImagenetClassDataset,
+    PlantsMarginClassDataset,
+    PlantsShapeClassDataset,
+    PlantsTextureClassDataset,
+    TieredImagenetClassDataset,
+    TripleMNISTClassDataset,
+    get_asset,
 )
-_ZIPS = tuple(f"{name}.zip" for name in OmniglotClassDataset.zips_md5)
-
-
-def omniglot_folder(root: str) -> Path:
-    """Where torchmeta looks for Omniglot: ``<root>/omniglot``."""
-    return Path(root).expanduser() / OmniglotClassDataset.folder
-
-
-def omniglot_characters(root: str, vinyals: bool, split: str) -> tuple[list[str], Iterator[np.ndarray]]:
-    """The characters of one of torchmeta's splits.
-
-    Args:
-        root: folder that holds ``omniglot``.
-        vinyals: the Vinyals lists (train, val, test), or the original background and evaluation sets
-            (train, test).
-        split: the list.
-
-    Returns:
-        Names such as ``images_background/Greek/character01``, and for each in turn its drawings, uint8
-        ``[image, 105, 105]``, ink = 255.
-    """
-    classes = OmniglotClassDataset(root, meta_split=split, use_vinyals_split=vinyals)
-    names = ["/".join(label) for label in classes.labels]
-
-    def drawings() -> Iterator[np.ndarray]:
-        try:
-            for number in range(len(classes)):
-                yield np.asarray(classes[number].data[:])
-        finally:
-            classes.close()
-
-    return names, drawings()
-
-
-def download_omniglot(root: str) -> None:
-    """Fetch and process Omniglot by torchmeta, beside the folder, and move it in when it is whole.
-
-    torchmeta processes in place, and a second attempt trips over the remains of a first one cut short.
-    Zip files that are there already are used, so this also works without a network.
-
-    Raises:
-        DataError: no network, a damaged zip file, or no room.
-    """
-    folder = omniglot_folder(root)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".omniglot-") as stage:
-        staged = omniglot_folder(stage)
-        staged.mkdir()
-        try:
-            for name in _ZIPS:
-                if (folder / name).is_file():
-                    # torchmeta does not unpack a zip file that it did not fetch itself.
-                    with zipfile.ZipFile(folder / name) as archive:
-                        archive.extractall(staged)
-                    shutil.copy(folder / name, staged / name)
-            OmniglotClassDataset(stage, meta_split="train", download=True)
-        except (OSError, RuntimeError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"Cannot fetch Omniglot ({error}); without a network, put {' and '.join(_ZIPS)} from "
-                f"{OmniglotClassDataset.download_url_prefix.removesuffix('/raw/master/python')} (folder python) "
-                f"into {folder} and run again with --data.source.download true."
-            ) from error
-        for name in (*_ZIPS, *FILES):
-            os.replace(staged / name, folder / name)
+from imaml_lightning.errors import DataError
 
 
 class _Set(NamedTuple):

@@ -1,9 +1,8 @@
 """Conv4 on many tasks at once: tasks folded into channels, and its derivatives written out.
 
 ``torch.func.vmap`` copies activations between every two layers, and autograd's second derivatives compute gradients
-that nobody asked for. Here the tasks of a chunk are the groups of one grouped convolution, and J u, Jᵀ g and the change
-of Jᵀ g along u are walks over the layers, each of which has its own three derivatives and what earlier walks have left
-behind.
+that nobody asked for. Here the tasks of a chunk are the groups of one grouped convolution, and J u, Jᵀ g and the derivative
+of Jᵀ g along u are passes over the layers, each of which has these three derivatives and keeps what later passes need.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class FoldedPoint:
         return self._walk_back(g, lambda layer, gy: layer.vjp(gy, keep))
 
     def vjp_derivative(self, dg: Tensor) -> list[Tensor]:
-        """The change of Jᵀ g along u, when g changes by ``dg``: of the last ``vjp`` kept, along the last ``jvp``.
+        """The derivative of the last kept ``vjp`` Jᵀ g, along the direction u of the last ``jvp`` and along ``dg`` in g.
 
         With g = ∂ℓ/∂z and dg = ∇²ℓ J u this is a product with the Hessian. Source: Pearlmutter (1994), "Fast exact
         multiplication by the Hessian".

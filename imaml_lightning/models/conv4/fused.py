@@ -1,9 +1,9 @@
 """What stands between two convolutions, each in one pass over memory: max pooling, ReLU, sums and mixtures of channels.
 
-As separate operations with their ways back and second derivatives these read and write an activation some twenty times,
+As separate operations, with their backward passes and second derivatives, these read and write an activation some twenty times,
 which takes a CPU as long as the convolutions. There numba compiles one loop for each pass; on other devices and in half
 precision torch's operations do the same. Tensors are ``[example, channel, height, width]``, in channels-last memory on a
-CPU; what a channel has one of is ``[channel]``.
+CPU; values for each channel are ``[channel]``.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _LoopedMaxPoolReLU(MaxPoolReLU):
 
 
 def max_pool_relu(activated: Tensor) -> MaxPoolReLU:
-    """The faster one for where ``activated`` lies."""
+    """The faster of the two on the device of ``activated``."""
     return (_LoopedMaxPoolReLU if _in_loops(activated) else MaxPoolReLU)(activated)
 
 

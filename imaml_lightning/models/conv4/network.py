@@ -26,8 +26,9 @@ class Conv4(BodyAndHead):
             paper's Omniglot code; several times cheaper).
         norm: ``batch`` (statistics of the batch at hand, no running averages: the *transductive* protocol when a
             query batch is normalised by itself), ``running`` (ordinary batch normalisation with running averages for
-            evaluation, hence *inductive*; for layers that are not adapted), ``group`` (8 groups, or the most of 4, 2, 1
-            that divide ``filters``), or ``none``. One for all blocks, or a list of one for each.
+            evaluation, hence *inductive*; for layers that are not adapted), ``fixed`` (statistics of the checkpoint that
+            ``callbacks.StartFrom`` reads, never changed; inductive, and can be adapted), ``group`` (8 groups, or the most
+            of 4, 2, 1 that divide ``filters``), or ``none``. One for all blocks, or a list of one for each.
         zero_head: start the head at zero, so that the start is symmetric in the classes, whose order is drawn anew
             in every episode, and so that the inner problem begins well conditioned.
         norm_first: normalise before the ReLU, as is usual outside few-shot learning, not after it.

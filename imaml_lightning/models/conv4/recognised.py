@@ -1,4 +1,4 @@
-"""Which Conv4 the written-out passes compute: recognised by its layers, since its class tells nothing of an edited one."""
+"""Which Conv4 the written-out passes compute: recognised by its layers, since an edited network still has its class."""
 
 from __future__ import annotations
 

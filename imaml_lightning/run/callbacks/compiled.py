@@ -47,12 +47,12 @@ class Compiled(Callback):
         assert isinstance(pl_module, MetaLearner)
         if pl_module.derivatives and not self._asked:
             self._asked = True
-            flat, x = pl_module.flat, batch.support.x[0]
+            objective = pl_module.objective(batch.support)
+            phi, x = objective.start()[0], batch.support.x[0]
             with torch.no_grad():
-                random = draws(pl_module.device, lambda: flat(flat.vector(), x))
-            if (
-                random
-            ):  # every compiled function would draw for itself, and J and its transpose would not be of one network
+                random = draws(pl_module.device, lambda: objective.network(phi, x))
+            # Every compiled function would draw for itself, and J and its transpose would not be of one network.
+            if random:
                 rank_zero_warn("nothing is compiled, because the network draws random numbers: work goes on without")
                 pl_module.derivatives = None
 

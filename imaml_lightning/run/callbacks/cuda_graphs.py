@@ -13,7 +13,7 @@ from torch import Tensor
 from imaml_lightning.episode import Episode, Examples
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.problem.randomness import Generators
-from imaml_lightning.problem.rows import unseen
+from imaml_lightning.problem.rows import no_sync
 
 #: Calls before recording, in which libraries choose their algorithms and the allocator finds its sizes.
 WARM_UP = 3
@@ -45,7 +45,7 @@ class Captured:
 
     A meta-step is thousands of small kernels, which Python launches more slowly than a GPU runs them. One recording
     is made for each choice of shapes, types and key. The work may read and write tensors besides its inputs if
-    they stay in place, as parameters do; it must not look at any number (``rows.unseen`` sees to it for solvers).
+    they stay in place, as parameters do; it must not read tensor values on the host (``rows.no_sync`` sees to it for solvers).
 
     Args:
         work: from a key and tensors to named tensors.
@@ -79,7 +79,7 @@ class Captured:
         generators = Generators(places[0].device)
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside), unseen():
+        with torch.cuda.stream(aside), no_sync():
             for call in range(WARM_UP):
                 # The first call may load kernels, which waits; after it nothing may.
                 torch.cuda.set_sync_debug_mode("error" if call else "default")
@@ -90,7 +90,7 @@ class Captured:
         torch.cuda.current_stream().wait_stream(aside)
         torch.clear_autocast_cache()  # or the recording would go on with weights that were cast before it
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph), unseen():
+        with torch.cuda.graph(graph), no_sync():
             results = self.work(key, *places)
         generators.restore()  # the replay draws what would be drawn if there had been no recording
         return graph, places, results
@@ -130,7 +130,7 @@ def obstacle(learner: MetaLearner) -> str | None:
         return f"it needs a CUDA device and this is a {learner.device.type}"
     if learner.trainer.world_size > 1:
         return "several ranks cannot exchange gradients inside a recording"
-    if getattr(learner.trainer.precision_plugin, "scaler", None):
+    if learner.scaler:
         return "16-mixed changes its loss scale from step to step (bf16-mixed has none)"
     if not learner.cut.whole:
         return "the shared part of the network is evaluated outside of what is recorded"

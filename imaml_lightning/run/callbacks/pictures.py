@@ -21,7 +21,7 @@ from imaml_lightning.evaluation.figures import (
     solve_histograms,
 )
 from imaml_lightning.learner.meta_learner import MetaLearner
-from imaml_lightning.learner.modes import answering
+from imaml_lightning.problem.modes import answering
 
 TASKS = 8  # fixed validation tasks that are looked at
 SHEETS = 3  # of which so many are shown as contact sheets
@@ -74,13 +74,14 @@ class Pictures(Callback):
     def _figures(self, trainer: Trainer, learner: MetaLearner) -> Iterator[tuple[str, Figure]]:
         data: EpisodeDataModule = trainer.datamodule  # type: ignore[attr-defined]
         tasks = min(TASKS, data.val_episodes)
-        episode = trainer.strategy.batch_to_device(data.episode("val", 0, tasks=tasks))
+        episode = trainer.strategy.batch_to_device(data.given("val", 0, tasks=tasks))
         before, after = learner.outputs(episode)
         if episode.query.y.is_floating_point():
             yield "episode", regression_fits(episode, before, after)
-        elif episode.query.x.ndim == 5:  # images, not the features of a table
+        elif len(data.source.shape) == 3:  # images, not the features of a table
+            seen = data.episode("val", 0, tasks=tasks)
             for task in range(min(SHEETS, tasks)):
-                yield f"episode{task or ''}", contact_sheet(episode, before, after, task)
+                yield f"episode{task or ''}", contact_sheet(seen, before.cpu(), after.cpu(), task)
         curve = adaptation_curve(learner, episode, points=POINTS)
         yield "adaptation", adaptation_curves(curve.evaluations, curve.figures)
         report = solves(learner, episode)
