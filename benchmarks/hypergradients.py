@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    logging.getLogger("betty").setLevel(logging.ERROR)
+    logging.disable(logging.INFO)  # Betty tells of itself
     problem = Problem.of(chosen)
     table, expected = contenders(problem), problem.reference()
     errors = {name: ((run() - expected).norm() / expected.norm()).item() for name, (run, _) in table.items()}

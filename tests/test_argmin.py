@@ -22,11 +22,11 @@ from imaml_lightning.linear import ConjugateGradient, Dense, Exact, Minres
 from imaml_lightning.problem import FiniteDifference, GaussNewton, Hessian, ReleasedCode
 
 F64 = torch.float64
-TIGHT = {"inner_solver": Newton(rtol=1e-13), "linear_solver": ConjugateGradient(200, 1e-13)}
+TIGHT = {"inner_solver": Newton(rtol=1e-13), "linear_solver": ConjugateGradient(200, 1e-12)}
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
 
 
 X, Y = numbers(20, 4), (numbers(20, seed=1) > 0).double()
@@ -68,12 +68,14 @@ CASES = {
     "vector": Case(logistic, torch.zeros(4, dtype=F64), (numbers(4, seed=2) - 2, numbers(20, seed=3).exp()), logistic),
     "dict": Case(
         small_network,
-        {"first": numbers(4, 3, seed=4), "second": numbers(3, seed=5), "bias": numbers(seed=6).reshape(())},
+        {"first": numbers(4, 3, seed=4), "second": numbers(3, seed=5), "bias": numbers(seed=6)},
         (X + 0.1, torch.tensor(0.05, dtype=F64)),
         small_network_flat,
     ),
     "scalar": Case(scalar, torch.tensor(0.0, dtype=F64), (torch.tensor(0.8, dtype=F64),), lambda p, m: scalar(p[0], m)),
 }
+#: The same with curvature 1 at least, so that slow solvers arrive as well.
+STRONG = Case(logistic, torch.zeros(4, dtype=F64), (torch.zeros(4, dtype=F64), numbers(20, seed=3).exp()), logistic)
 each_case = pytest.mark.parametrize("name", CASES)
 
 
@@ -141,7 +143,7 @@ def test_gradients_are_those_of_differences_of_the_whole_solve(name: str) -> Non
 @pytest.mark.parametrize("solver", [name for name in INNER_SOLVERS if name != "hessian_free"])
 def test_every_inner_solver(solver: str) -> None:
     """The gradient is that of the implicit function theorem at φ, wherever the solver left it."""
-    case, tensors = CASES["vector"], CASES["vector"].tensors()
+    case, tensors = STRONG, STRONG.tensors()
     phi, report = argmin(case.G, case.start, *tensors, inner_solver=INNER_SOLVERS[solver], linear_solver=Dense(1e-12))
     assert report.converged, report
     v = numbers(4)
@@ -151,7 +153,7 @@ def test_every_inner_solver(solver: str) -> None:
 
 @pytest.mark.parametrize("solver", [*LINEAR_SOLVERS.values(), Exact()], ids=[*LINEAR_SOLVERS, "exact"])
 def test_every_linear_solver(solver) -> None:
-    case, tensors = CASES["vector"], CASES["vector"].tensors()
+    case, tensors = STRONG, STRONG.tensors()
     phi, report = argmin(case.G, case.start, *tensors, inner_solver=Newton(rtol=1e-12), linear_solver=solver)
     phi.sum().backward()
     assert report.linear is not None
@@ -170,9 +172,9 @@ def test_differences_for_curvature() -> None:
 
 @each_case
 def test_forward_mode_is_the_transpose(name: str) -> None:
-    case, tensors = CASES[name], CASES[name].tensors()
-    phi, report = argmin(case.G, case.start, *tensors, **TIGHT)
-    tangents = [numbers(*m.shape, seed=11).reshape(m.shape) for m in tensors]
+    case, tensors, options = CASES[name], CASES[name].tensors(), {**TIGHT, "inner_solver": LBFGS(max_steps=300, rtol=1e-10)}
+    phi, report = argmin(case.G, case.start, *tensors, **options)
+    tangents = [numbers(*m.shape, seed=11) for m in tensors]
     v = numbers(flat(phi).numel(), seed=12)
     moved = flat(report.jvp(*tangents))
     gradients = torch.autograd.grad(flat(phi), tensors, v)
@@ -181,7 +183,7 @@ def test_forward_mode_is_the_transpose(name: str) -> None:
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(m.detach(), t) for m, t in zip(tensors, tangents, strict=True)]
         with torch.no_grad():
-            again, _ = argmin(case.G, case.start, *duals, **TIGHT)
+            again, _ = argmin(case.G, case.start, *duals, **options)
         close(forward_ad.unpack_dual(flat(again)).tangent, moved)
 
 
@@ -426,13 +428,13 @@ def test_implicit_maml_is_a_caller() -> None:
     built = learner(smooth_mlp(), Implicit(*solvers, Hessian(), ProximalTerm(2.0)), nn.MSELoss())
     episode, network = points(tasks=2), built.network
     theta = dict(network.named_parameters())
-    phi = built.adapted(episode.support).phi
+    phi, strength = built.adapted(episode.support).phi, built.adaptation.proximal.strength().item()
     expected = torch.autograd.grad(phi.sin().sum(), list(theta.values()))
 
     def G(phi: dict[str, Tensor], theta: dict[str, Tensor]) -> Tensor:
         def one(phi: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
             distance = sum((p - theta[name]).square().sum() for name, p in phi.items())
-            return nn.functional.mse_loss(torch.func.functional_call(network, phi, (x,)), y) + distance
+            return nn.functional.mse_loss(torch.func.functional_call(network, phi, (x,)), y) + strength / 2 * distance
 
         return torch.func.vmap(one)(phi, *episode.support)
 
@@ -463,6 +465,10 @@ REFUSED = {
     "without_phi": (lambda: argmin(lambda p, m: m.square().sum(), START, M), "G does not depend on φ"),
     "detached": (lambda: argmin(lambda p: p.detach().square().sum(), START), "G does not depend on φ"),
     "linear": (lambda: argmin(lambda p: p.sum(), START, inner_solver=GradientDescent()), "G is linear in φ"),
+    "linear_with_meta": (
+        lambda: argmin(lambda p, m: (p * m).sum(), START, M, inner_solver=GradientDescent()),
+        "G is linear in φ",
+    ),
     "whole_numbers": (lambda: argmin(lambda p: p.sum(), torch.arange(3)), "real floating point numbers"),
     "empty": (lambda: argmin(lambda p: p.sum(), {}), "real floating point numbers"),
     "two_types": (lambda: argmin(lambda p: p["a"].sum(), {"a": START, "b": START.float()}), "make them one type"),
@@ -506,4 +512,4 @@ def test_tangents_of_other_shapes_are_refused() -> None:
     with pytest.raises(UsageError, match=r"a tangent is of shape \(20,\), its tensor of \(4,\)"):
         report.jvp(tensors[1], None)
     moved = report.jvp(None, torch.ones(20, dtype=F64))
-    close(moved, dense(case, phi.detach())[1].sum(1), rtol=1e-5)
+    close(moved, dense(case, phi.detach())[1].sum(1), rtol=1e-4)

@@ -111,12 +111,12 @@ def test_found_elsewhere_in_a_dict_and_closed_over() -> None:
     w = W.clone().requires_grad_()
 
     def F(phi: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"z": phi["z"] - torch.tanh(w @ phi["z"] + phi["s"]), "s": phi["s"] - 0.3 * phi["z"].sum().cos()}
+        return {"z": phi["z"] - torch.tanh(w @ phi["z"] + phi["s"]), "s": phi["s"] - 0.05 * phi["z"].sum().cos()}
 
     z, s = torch.zeros(5, dtype=F64), torch.zeros((), dtype=F64)
     with torch.no_grad():
         for _ in range(200):
-            z, s = torch.tanh(w @ z + s), 0.3 * z.sum().cos()
+            z, s = torch.tanh(w @ z + s), 0.05 * z.sum().cos()
     phi, report = root(F, {"z": z, "s": s}, solver=None, linear_solver=GMRES(50, 1e-13))
     assert report.converged
     (gradient,) = torch.autograd.grad(phi["s"], w)
@@ -125,7 +125,7 @@ def test_found_elsewhere_in_a_dict_and_closed_over() -> None:
     close(by_newton["z"], z)
     zz, ss = torch.zeros(5, dtype=F64), torch.zeros((), dtype=F64)
     for _ in range(200):
-        zz, ss = torch.tanh(w @ zz + ss), 0.3 * zz.sum().cos()
+        zz, ss = torch.tanh(w @ zz + ss), 0.05 * zz.sum().cos()
     close(gradient, torch.autograd.grad(ss, w)[0])
 
 
@@ -152,7 +152,7 @@ def test_what_has_no_solution_is_said_or_raised() -> None:
     assert report.inner.result[0] == Result.CONVERGED
     assert report.inner.result[1] in (Result.STALLED, Result.STEP_LIMIT)
     close(report.inner.residual, F(phi, m).detach().abs())
-    with pytest.raises(UsageError, match=r"the inner problem of 1 .* was not solved"):
+    with pytest.raises(UsageError, match="the inner problem number 1 was not solved"):
         root(F, start, m, batched=True, strict=True)
 
 
@@ -175,6 +175,8 @@ def test_what_has_no_solution_is_said_or_raised() -> None:
             lambda: root(lambda p, m: p - 1, torch.ones(3), torch.ones(2, requires_grad=True)),
             r"meta\[0\] needs a gradient, but the solution does not depend on it",
         ),
+        (lambda: root(lambda p, m: m, torch.ones(3), torch.ones(3, requires_grad=True)), "does not depend on φ"),
+        (lambda: root(lambda p: torch.ones(3), torch.ones(3), batched=True), "does not depend on φ"),
         (lambda: NewtonKrylov(rtol=1.0), "rtol"),
         (lambda: NewtonKrylov(max_steps=-1), "max_steps"),
     ],

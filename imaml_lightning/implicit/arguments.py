@@ -47,7 +47,7 @@ class Layout:
     def split(self, rows: Tensor) -> Any:
         """What ``rows [task, param]`` stand for; more axes behind are kept."""
         parts = rows.split(self._sizes, 1)
-        shaped = [part.reshape(*shape, *rows.shape[2:]) for part, shape in zip(parts, self.shapes, strict=True)]
+        shaped = [part.reshape((*shape, *rows.shape[2:])) for part, shape in zip(parts, self.shapes, strict=True)]
         return tree_unflatten(shaped, self._tree)
 
 

@@ -99,6 +99,10 @@ class FunctionEquation(Equation):
         found, known = leaves_of(at.value), {id(leaf) for leaf in (at.phi, *copies)}
         self.copies, self.closed_over = copies, [leaf for leaf in found if id(leaf) not in known]
         self.unused = [number for number, copy in enumerate(copies) if not any(copy is leaf for leaf in found)]
+        if not any(leaf is at.phi for leaf in found):
+            raise UsageError(
+                "the equation does not depend on φ (G is linear in φ, or F does without it): it has no one solution"
+            )
         self.product = symmetric or at.product
         super().__init__(at.value, [*copies, *self.closed_over], symmetric or at.transposed, solver, report)
 
@@ -191,7 +195,9 @@ def copies_of(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def leaves_of(value: Tensor) -> list[Tensor]:
     """The leaves of a graph: every tensor, computed from no other, in which ``value`` can be differentiated."""
-    found, seen, waiting = [], set(), [value.grad_fn]
+    found: list[Tensor] = []
+    seen: set[Any] = set()
+    waiting: list[Any] = [value.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in seen:

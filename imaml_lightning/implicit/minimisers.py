@@ -16,7 +16,7 @@ from imaml_lightning.implicit.report import Report
 from imaml_lightning.inner import LBFGS, InnerSolver
 from imaml_lightning.linear import ConjugateGradient, LinearSolver
 from imaml_lightning.problem.curvature import Curvature, Hessian, Operator
-from imaml_lightning.problem.function import FunctionObjective, slope
+from imaml_lightning.problem.function import FunctionObjective, pull, slope
 from imaml_lightning.problem.solution import Result, Solution, check_converged
 
 
@@ -24,8 +24,8 @@ def argmin(
     G: Callable[..., Tensor],
     start: Any,
     *meta: Any,
-    inner_solver: InnerSolver | None = LBFGS(max_steps=500, rtol=1e-6),
-    linear_solver: LinearSolver = ConjugateGradient(max_steps=500, rtol=1e-6),
+    inner_solver: InnerSolver | None = LBFGS(max_steps=500, rtol=1e-5),
+    linear_solver: LinearSolver = ConjugateGradient(max_steps=500, rtol=1e-5),
     curvature: Curvature = Hessian(),
     batched: bool = False,
     atol: float | None = None,
@@ -114,7 +114,7 @@ def certified(solution: Solution, residual: Tensor, atol: float | None) -> Solut
 def check_uncoupled(values: Tensor, phi: Tensor) -> None:
     """Refuse problems ``[task, ...]`` of a batch of which the first depends on the φ ``[task, param]`` of another."""
     if len(phi) > 1:
-        (slopes,) = torch.autograd.grad(values[0].sum(), phi, retain_graph=True)
+        (slopes,) = pull(values[0], [phi], torch.ones_like(values[0]))
         if ((slopes[1:] != 0) & slopes[1:].isfinite()).any():
             raise UsageError(
                 "the first problem of the batch depends on the φ of others: let each use its own entry alone"

@@ -22,7 +22,7 @@ def root(
     start: Any,
     *meta: Any,
     solver: NewtonKrylov | None = NewtonKrylov(),
-    linear_solver: LinearSolver = GMRES(max_steps=500, rtol=1e-6),
+    linear_solver: LinearSolver = GMRES(max_steps=500, rtol=1e-5),
     batched: bool = False,
     atol: float | None = None,
     strict: bool = False,

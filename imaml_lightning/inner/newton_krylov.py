@@ -35,7 +35,7 @@ class NewtonKrylov:
     """
 
     max_steps: int = 50
-    rtol: float = 1e-6
+    rtol: float = 1e-5
     linear_solver: LinearSolver = GMRES(max_steps=100, rtol=1e-3)  # noqa: RUF009 (it is immutable)
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ class GMRES(LinearSolver):
     """
 
     max_steps: int = 100
-    rtol: float = 1e-6
+    rtol: float = 1e-4
     restart: int = 50
 
     def __post_init__(self) -> None:

@@ -96,8 +96,6 @@ class LinearisedFunction(Linearised):
 
         self.map = LinearisedMap(gradient, phi)
         self.phi, self.gradient = self.map.phi, self.map.value
-        if not self.gradient.requires_grad:
-            raise UsageError("G is linear in φ, and has no minimiser: add what bounds it, such as λ/2 ‖φ‖²")
 
     def hvp(self, u: Tensor) -> Tensor:
         return self.map.transposed(u)
@@ -130,6 +128,8 @@ def slope(value: Tensor, phi: Tensor, create_graph: bool = False) -> Tensor:
 
 def pull(value: Tensor, tensors: list[Tensor], u: Tensor, create_graph: bool = False) -> tuple[Tensor, ...]:
     """(∂value/∂m)ᵀ u for each tensor m, through a graph that stays; 0 for those on which ``value`` does not depend."""
+    if not value.requires_grad:
+        return tuple(map(torch.zeros_like, tensors))
     return torch.autograd.grad(
         value, tensors, u, retain_graph=True, create_graph=create_graph, allow_unused=True, materialize_grads=True
     )

@@ -68,7 +68,8 @@ def check_converged(what: str, solution: Solution) -> None:
     """Refuse a solve of which a task did not converge."""
     failed = (solution.result != Result.CONVERGED).nonzero().squeeze(1)
     if len(failed):
-        of = f" of {int(failed[0])} (and {len(failed) - 1} more)" if len(solution.result) > 1 else ""
+        of = f" number {int(failed[0])}" if len(solution.result) > 1 else ""
+        of += f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         code = Result(int(solution.result[failed[0]]))
         raise UsageError(
             f"{what}{of} was not solved: residual {float(solution.residual[failed[0]]):.1e} after "
