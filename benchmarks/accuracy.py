@@ -168,21 +168,26 @@ class Budget(Callback):
         trainer.should_stop = trainer.should_stop or self.used >= self.seconds
 
 
+def untrained(chosen: Variant, lr: float) -> MetaLearner:
+    """The learner of a variant; ``lr`` is of the outer Adam, at the start."""
+    network = Conv4(
+        filters=chosen.filters, norm=chosen.norm, norm_first=True, pools=3, unit_length=True, any_way=True,
+    )  # fmt: skip
+    if chosen.bias:
+        network.head = AnyWayWithBias(network.head.in_features)
+    return MetaLearner(
+        network, chosen.adaptation(), support_criterion=chosen.inner(), adapt=chosen.adapt, folds=chosen.folds,
+        optimizer=lambda p: torch.optim.Adam(p, lr=lr),
+    )  # fmt: skip
+
+
 def run(
     name: str, seed: int, seconds: float, lr: float, root: str, episodes: int, start: str = "", keep: str = ""
 ) -> dict[str, object]:
     """Train and test one variant, from the checkpoint ``start`` if there is one; its own goes into the folder ``keep``."""
     chosen = VARIANTS[name]
     seed_everything(seed, verbose=False)
-    network = Conv4(
-        filters=chosen.filters, norm=chosen.norm, norm_first=True, pools=3, unit_length=True, any_way=True,
-    )  # fmt: skip
-    if chosen.bias:
-        network.head = AnyWayWithBias(network.head.in_features)
-    learner = MetaLearner(
-        network, chosen.adaptation(), support_criterion=chosen.inner(), adapt=chosen.adapt, folds=chosen.folds,
-        optimizer=lambda p: torch.optim.Adam(p, lr=lr),
-    )  # fmt: skip
+    learner = untrained(chosen, lr)
     data = EpisodeDataModule(
         Omniglot(root, download=True, splits="random"), way=chosen.way, query=3, tasks=chosen.tasks, eval_way=20,
         eval_query=15, eval_settings=SETTINGS, train_batches=100, test_episodes=episodes, augment=chosen.augment,
