@@ -128,6 +128,7 @@ FIXED = Variant(
 )  # fmt: skip
 VARIANTS = {
     "head": HEAD,
+    "head-small-strength": replace(HEAD, adaptation=lambda: exact(0.1), inner=lambda: OneHotSquaredError(10.0)),
     "head-wide": replace(
         HEAD, filters=(32, 64, 128, 128), way=60, augment=Augment(False, rotation=10, scale=0.15, shear=0.15, shift=1.5), average=True,
     ),
