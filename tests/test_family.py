@@ -15,6 +15,7 @@ from command import CONFIGS, refused
 from torch import Tensor
 
 from imaml_lightning.adaptation import Adaptation, Adapted
+from imaml_lightning.cli.class_change import forget_options_of_the_old_class
 from imaml_lightning.cli.command_line import CommandLine
 from imaml_lightning.learner.meta_learner import MetaLearner
 from imaml_lightning.optimizers import State, TorchRule
@@ -43,6 +44,7 @@ def _watched(monkeypatch: pytest.MonkeyPatch) -> None:
     def remember(learner: MetaLearner) -> None:
         learner.before = {name: p.detach().clone() for name, p in learner.named_parameters()}
 
+    forget_options_of_the_old_class()  # as the command line begins
     monkeypatch.setattr(MetaLearner, "on_fit_start", remember)
     monkeypatch.setattr(sys, "argv", ["imaml_lightning"])
 
@@ -79,7 +81,13 @@ PLAIN = ["--model.network.norm", "batch", "--model.network.any_way", "false"]
 def test_presets_mean_the_same_on_any_configuration(preset: Path) -> None:
     configs = [("--config", str(CONFIGS / f"{name}.yaml")) for name in ("omniglot_5w1s", "letters")]
     of_all, of_heads = [[*config, "--config", str(preset)] for config in configs]
-    of_heads += ["--data.eval_settings", "[]", "--data.eval_way", "3", *(PLAIN if preset.stem not in ("imaml_head", "prototypes") else [])]
+    of_heads += [
+        "--data.eval_settings",
+        "[]",
+        "--data.eval_way",
+        "3",
+        *(PLAIN if preset.stem not in ("imaml_head", "prototypes") else []),
+    ]
     one, other = fit(*of_all).hparams, fit(*of_heads).hparams
     for part in ("adaptation", "adapt", "support_criterion", "folds"):
         assert one[part] == other[part], part
