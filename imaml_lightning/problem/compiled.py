@@ -76,7 +76,11 @@ class CompiledDerivatives:
     def are_of(self, network: FlatNetwork, criterion: nn.Module, examples: Examples) -> bool:
         """Whether these are the network and the criterion, and that leaves out the padding of ``examples``, if there is any."""
         masked = self.masked[not examples.y.is_floating_point()]
-        return network is self.network and criterion is self.criterion and (masked is not None or not any_left(~examples.real()))
+        return (
+            network is self.network
+            and criterion is self.criterion
+            and (masked is not None or not any_left(~examples.real()))
+        )
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         # There are few shapes, so each gets code of its own. One graph or none: else parts would run uncompiled without a word.
