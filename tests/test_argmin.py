@@ -517,3 +517,17 @@ def test_tangents_of_other_shapes_are_refused() -> None:
         report.jvp(tensors[1], None)
     moved = report.jvp(None, torch.ones(20, dtype=F64))
     close(moved, dense(case, phi.detach())[1].sum(1), rtol=1e-4)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu() -> None:
+    x, m = X.cuda(), numbers(20).cuda().requires_grad_()
+
+    def G(phi: Tensor, m: Tensor) -> Tensor:
+        return 0.5 * (x @ phi - m).square().sum() + 0.5 * phi.square().sum()
+
+    phi, report = argmin(G, torch.zeros(4, dtype=F64, device="cuda"), m, **TIGHT)
+    phi.sum().backward()
+    assert report.converged
+    expected = X @ torch.linalg.solve(X.T @ X + torch.eye(4, dtype=F64), torch.ones(4, dtype=F64))
+    close(m.grad.cpu(), expected)
