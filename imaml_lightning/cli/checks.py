@@ -28,7 +28,7 @@ def check_options(options: Namespace) -> None:
             raise UsageError(f"--{section}.{name} is {steps}: give at least 1")
 
 
-def put_in_place(data: EpisodeDataModule, stage: str | None) -> None:
+def put_in_place(data: EpisodeDataModule, stage: str) -> None:
     """Put the data in place, and see that the episodes asked for can be had.
 
     Raises:
