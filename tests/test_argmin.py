@@ -172,7 +172,11 @@ def test_differences_for_curvature() -> None:
 
 @each_case
 def test_forward_mode_is_the_transpose(name: str) -> None:
-    case, tensors, options = CASES[name], CASES[name].tensors(), {**TIGHT, "inner_solver": LBFGS(max_steps=300, rtol=1e-10)}
+    case, tensors, options = (
+        CASES[name],
+        CASES[name].tensors(),
+        {**TIGHT, "inner_solver": LBFGS(max_steps=300, rtol=1e-10)},
+    )
     phi, report = argmin(case.G, case.start, *tensors, **options)
     tangents = [numbers(*m.shape, seed=11) for m in tensors]
     v = numbers(flat(phi).numel(), seed=12)
