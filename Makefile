@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Of this repository, whatever is installed: what `pip install` needs for the package, its tests and its notebooks.
 NEEDS := pyproject.toml setup.py requirements.txt
 
-.PHONY: fit test test-newest wheel test-slow test-kernels test-gpu test-minimum torture bench bench-peers bench-family \
+.PHONY: fit test test-newest wheel test-slow test-kernels test-gpu test-minimum torture bench bench-peers bench-race bench-family \
 	notebooks docs lint types clean
 
 fit: $(VENV)/installed
@@ -60,18 +60,26 @@ bench: $(VENV)/installed
 	PYTHONPATH=. $(RUN) benchmarks/ranks.py
 	PYTHONPATH=. $(RUN) benchmarks/peers.py
 
-# The same beside the peers that the registry has, in an environment of their own.
-bench-peers: $(NEEDS)
-	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet -r requirements.txt torchopt betty-ml jaxopt higher easyfsl
-	.venv-peers/bin/python -m pip install --quiet --no-deps torchmeta==1.8.0
-	# learn2learn's data part does not compile on Python 3.11 and newer; its algorithms are Python alone.
-	.venv-peers/bin/python -m pip download --quiet --no-deps --no-binary :all: --dest .venv-peers/sources learn2learn==0.2.0
-	tar -C $$(.venv-peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
-	    -xzf .venv-peers/sources/learn2learn-0.2.0.tar.gz --strip-components=1 learn2learn-0.2.0/learn2learn
+# The same beside the peers that the registry has, in an environment of their own; bench-race is the race with them to an accuracy.
+bench-peers: .venv-peers/installed
 	PYTHONPATH=. .venv-peers/bin/python benchmarks/peers.py $(ARGS)
 	PYTHONPATH=. .venv-peers/bin/python benchmarks/hypergradients.py
 	PYTHONPATH=. .venv-peers/bin/python benchmarks/sampling.py --omniglot $${IMAML_OMNIGLOT_ROOT:-data}
+
+# Hours: core-seconds of training until an accuracy, 5-way and then 20-way.
+bench-race: .venv-peers/installed
+	PYTHONPATH=. OMP_NUM_THREADS=1 .venv-peers/bin/python benchmarks/race.py $(ARGS)
+	PYTHONPATH=. OMP_NUM_THREADS=1 .venv-peers/bin/python benchmarks/race.py --way 20 $(ARGS)
+
+.venv-peers/installed: $(NEEDS) constraints.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet -r requirements.txt torchopt betty-ml jaxopt higher easyfsl -c constraints.txt
+	.venv-peers/bin/python -m pip install --quiet --no-deps torchmeta==1.8.0
+	# learn2learn's data part does not compile on Python 3.11 and newer; its algorithms are Python alone.
+	.venv-peers/bin/python -m pip download --quiet --no-deps --no-binary learn2learn --dest .venv-peers/sources learn2learn==0.2.0
+	tar -C $$(.venv-peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	    -xzf .venv-peers/sources/learn2learn-0.2.0.tar.gz --strip-components=1 learn2learn-0.2.0/learn2learn
+	touch $@
 
 bench-family: $(VENV)/installed
 	PYTHONPATH=. $(RUN) benchmarks/family.py

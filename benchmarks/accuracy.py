@@ -26,49 +26,19 @@ from _common import machine, read, table, write
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import nn
 
-from imaml_lightning import EpisodeDataModule, InnerObjective, MetaLearner, ProximalTerm
-from imaml_lightning.adaptation import Adaptation, Adapted, FirstOrder, Implicit, Unrolled
+from imaml_lightning import EpisodeDataModule, MetaLearner, ProximalTerm
+from imaml_lightning.adaptation import Adaptation, FirstOrder, Implicit, Prototypes, Unrolled
 from imaml_lightning.cli.freed_memory import keep_freed_memory
 from imaml_lightning.data import Augment, Omniglot
 from imaml_lightning.inner import GradientDescent, HessianFree, Newton
 from imaml_lightning.linear import ConjugateGradient, Exact
-from imaml_lightning.models import AnyWay, Conv4, OneHotSquaredError
+from imaml_lightning.models import Conv4, OneHotSquaredError
 from imaml_lightning.optimizers import SGD, Learned
-from imaml_lightning.problem import GaussNewton, Hessian, Result, Solution
+from imaml_lightning.problem import GaussNewton, Hessian
 from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.run.callbacks import MovingAverage, StartFrom
 
 SETTINGS = ("5w1s", "5w5s", "20w1s", "20w5s")
-
-
-class AnyWayWithBias(AnyWay):
-    """A row and a bias for as many classes as a task has."""
-
-    per_class = ("weight", "bias")
-
-    def __init__(self, features: int) -> None:
-        super().__init__(features)
-        del self.bias
-        self.register_buffer("bias", torch.zeros(1))
-
-
-class Prototypes(Adaptation):
-    """A prototypical network as an adaptation of a linear head: z_c = −s ‖x − m_c‖² + s ‖x‖², m_c the mean of class c.
-
-    Source: Snell, Swersky, Zemel (2017), equation 8; s is learned.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(ProximalTerm())
-        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-
-    def forward(self, objective: InnerObjective) -> Adapted:
-        x, y = objective.support
-        member = nn.functional.one_hot(y).to(x.dtype).mT
-        means, scale = member @ x / member.sum(2, keepdim=True), self.log_scale.exp()
-        phi = torch.cat([(2 * scale * means).flatten(1), -scale * means.square().sum(2)], 1)
-        none = torch.zeros(len(x))
-        return Adapted(phi, Solution(phi.detach(), none.long() + Result.STEP_LIMIT, none.long(), none, none), objective)
 
 
 @dataclass(frozen=True)
@@ -79,7 +49,6 @@ class Variant:
     inner: Callable[[], nn.Module | None] = lambda: None  # the support set's criterion; None is the query set's
     adapt: tuple[str, ...] = ("head.*",)
     norm: str | tuple[str, ...] = "running"
-    bias: bool = False
     way: int = 40
     tasks: int = 1
     folds: int = 4
@@ -126,15 +95,22 @@ FIXED = Variant(
     lambda: Implicit(STEPS, ConjugateGradient(5, 1e-2), GaussNewton(), HeadAndBlock(learn=True)),
     one_hot, LAST, ("running",) * 3 + ("fixed",),
 )  # fmt: skip
+WIDE = replace(
+    HEAD,
+    filters=(32, 64, 128, 128),
+    way=60,
+    augment=Augment(False, rotation=10, scale=0.15, shear=0.15, shift=1.5),
+    average=True,
+)
 VARIANTS = {
     "head": HEAD,
-    "head-wide": replace(
-        HEAD, filters=(32, 64, 128, 128), way=60, augment=Augment(False, rotation=10, scale=0.15, shear=0.15, shift=1.5), average=True,
-    ),
+    "head-small-strength": replace(HEAD, adaptation=lambda: exact(0.1), inner=lambda: OneHotSquaredError(10.0)),
+    "head-wide": WIDE,
     "head-cross-entropy": Variant(lambda: exact(0.01), cross_entropy),
     "head-first-order": Variant(lambda: FirstOrder(Newton(), ProximalTerm(1.0)), lambda: one_hot(learn=False)),
     "head-maml": Variant(lambda: Unrolled(SGD(100.0), steps=5, learned=[Learned("lr")]), nn.CrossEntropyLoss),
-    "head-prototypes": Variant(Prototypes, bias=True),
+    "head-prototypes": Variant(Prototypes),
+    "wide-prototypes": replace(WIDE, adaptation=Prototypes, inner=lambda: None),
     "head-no-folds": replace(HEAD, folds=1),
     "block-gauss-newton": BLOCK,
     "block-hessian": replace(BLOCK, adaptation=lambda: deeper(Hessian)),
@@ -168,21 +144,24 @@ class Budget(Callback):
         trainer.should_stop = trainer.should_stop or self.used >= self.seconds
 
 
+def untrained(chosen: Variant, lr: float) -> MetaLearner:
+    """The learner of a variant; ``lr`` is of the outer Adam, at the start."""
+    network = Conv4(
+        filters=chosen.filters, norm=chosen.norm, norm_first=True, pools=3, unit_length=True, any_way=True,
+    )  # fmt: skip
+    return MetaLearner(
+        network, chosen.adaptation(), support_criterion=chosen.inner(), adapt=chosen.adapt, folds=chosen.folds,
+        optimizer=lambda p: torch.optim.Adam(p, lr=lr),
+    )  # fmt: skip
+
+
 def run(
     name: str, seed: int, seconds: float, lr: float, root: str, episodes: int, start: str = "", keep: str = ""
 ) -> dict[str, object]:
     """Train and test one variant, from the checkpoint ``start`` if there is one; its own goes into the folder ``keep``."""
     chosen = VARIANTS[name]
     seed_everything(seed, verbose=False)
-    network = Conv4(
-        filters=chosen.filters, norm=chosen.norm, norm_first=True, pools=3, unit_length=True, any_way=True,
-    )  # fmt: skip
-    if chosen.bias:
-        network.head = AnyWayWithBias(network.head.in_features)
-    learner = MetaLearner(
-        network, chosen.adaptation(), support_criterion=chosen.inner(), adapt=chosen.adapt, folds=chosen.folds,
-        optimizer=lambda p: torch.optim.Adam(p, lr=lr),
-    )  # fmt: skip
+    learner = untrained(chosen, lr)
     data = EpisodeDataModule(
         Omniglot(root, download=True, splits="random"), way=chosen.way, query=3, tasks=chosen.tasks, eval_way=20,
         eval_query=15, eval_settings=SETTINGS, train_batches=100, test_episodes=episodes, augment=chosen.augment,

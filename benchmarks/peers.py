@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import sys
 from collections.abc import Callable
-from types import ModuleType
 
 import torch
 from _common import publish, save
+from _peers import find_learn2learn
 from _speed import CG_STEPS, LR, SETTINGS, STRENGTH, Setting, in_turn, options
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -121,19 +120,6 @@ def learn2learn_maml(network: nn.Module, episode: Episode, steps: int) -> MetaSt
         return torch.cat([p.grad.flatten() for p in network.parameters()])
 
     return meta_step
-
-
-def find_learn2learn() -> bool:
-    """Whether it is there; if so, it can be imported afterwards without what its packages import when they start."""
-    names = ("learn2learn", "learn2learn.algorithms")
-    if names[0] not in sys.modules:
-        if not importlib.util.find_spec(names[0]):
-            return False
-        for name in names:
-            package = ModuleType(name)
-            package.__path__ = list(importlib.util.find_spec(name).submodule_search_locations)
-            sys.modules[name] = package
-    return True
 
 
 def contenders(network: nn.Module, episode: Episode, setting: Setting) -> dict[str, tuple[str, MetaStep]]:

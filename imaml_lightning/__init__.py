@@ -24,13 +24,13 @@ _compat.repair_torchvision()  # whenever lightning, torchmetrics or anything els
 
 if TYPE_CHECKING:
     from imaml_lightning.adaptation import Adaptation, FirstOrder, Implicit, Unrolled
+    from imaml_lightning.adaptation.argmin import Report, argmin, root
     from imaml_lightning.data import EpisodeDataModule, EpisodeSource
     from imaml_lightning.episode import Episode, Examples
     from imaml_lightning.errors import UsageError
     from imaml_lightning.evaluation.adaptation_report import AdaptationReport
     from imaml_lightning.evaluation.loading import load
     from imaml_lightning.evaluation.predictor import Predictor, adapt
-    from imaml_lightning.implicit import Report, argmin, root
     from imaml_lightning.inner import InnerSolver
     from imaml_lightning.learner.meta_learner import MetaLearner
     from imaml_lightning.linear import LinearSolver
@@ -48,7 +48,7 @@ _HOMES = {
     "imaml_lightning.evaluation.adaptation_report": ["AdaptationReport"],
     "imaml_lightning.evaluation.loading": ["load"],
     "imaml_lightning.evaluation.predictor": ["Predictor", "adapt"],
-    "imaml_lightning.implicit": ["Report", "argmin", "root"],
+    "imaml_lightning.adaptation.argmin": ["Report", "argmin", "root"],
     "imaml_lightning.inner": ["InnerSolver"],
     "imaml_lightning.learner.meta_learner": ["MetaLearner"],
     "imaml_lightning.linear": ["LinearSolver"],

@@ -21,8 +21,7 @@ BELOW: dict[str, set[str]] = {
     "run": {"evaluation"},
     "evaluation": {"learner", "data"},
     "learner": {"adaptation", "models"},
-    "adaptation": {"implicit", "optimizers"},
-    "implicit": {"inner", "linear"},
+    "adaptation": {"inner", "linear", "optimizers"},
     "inner": {"linear"},
     "linear": {"problem"},
     "optimizers": {"problem"},
@@ -72,6 +71,19 @@ def test_imports_go_down_only(path: Path) -> None:
 def test_data_and_learning_do_not_know_each_other() -> None:
     assert below("data") == {"data"} | LEAVES
     assert "data" not in below("learner")
+
+
+def test_the_implicit_layer_knows_solvers_and_neither_networks_nor_members_of_the_family() -> None:
+    known = {"inner", "linear", "errors", "problem.base", "problem.curvature", "problem.function", "problem.precision"}
+    known |= {"problem.rows", "problem.solution", "adaptation.argmin"}
+    for path in (ROOT / "adaptation" / "argmin").glob("*.py"):
+        for name in imports(path):
+            if name.startswith(f"{PACKAGE}."):
+                assert any(f"{name}.".startswith(f"{PACKAGE}.{each}.") for each in known), f"{path.name}: {name}"
+
+
+def test_there_are_few_rooms() -> None:
+    assert len([entry for entry in ROOT.iterdir() if entry.name != "__pycache__"]) <= 17
 
 
 def test_only_data_torchmeta_imports_torchmeta() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from imaml_lightning.implicit.layer import LinearSolve
+from imaml_lightning.adaptation.argmin.layer import LinearSolve
 from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.problem.objective import InnerObjective, LinearisedObjective
 from imaml_lightning.problem.proximal import ProximalTerm

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from imaml_lightning.adaptation.argmin.layer import Equation, ImplicitLayer, LinearSolve
 from imaml_lightning.adaptation.base import Adaptation, Adapted
-from imaml_lightning.implicit.layer import Equation, ImplicitLayer, LinearSolve
 from imaml_lightning.inner import GradientDescent, InnerSolver
 from imaml_lightning.linear import ConjugateGradient, LinearSolver
 from imaml_lightning.problem.curvature import Curvature, GaussNewton, Operator

@@ -145,7 +145,7 @@ class CommandLine(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """See that the checkpoint fits and the data are there; only then make the run's folder."""
         self.datamodule.trainer = self.trainer
-        put_in_place(self.datamodule, self.subcommand)
+        put_in_place(self.datamodule, str(self.subcommand))
         self._follow_data()
         if self.saved is not None:
             check_weights(self.checkpoint, self.saved, self.model)

@@ -29,7 +29,7 @@ class Threshold:
 
     def __str__(self) -> str:
         return (
-            f"below p = {self.probability:.2f}; of these classes {self.missed:.1%} would be turned away, of others "
+            f"below p = {self.probability:.4g}; of these classes {self.missed:.1%} would be turned away, of others "
             f"{self.taken:.1%} be taken for one of these (left out in turn)"
         )
 

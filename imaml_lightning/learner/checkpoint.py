@@ -37,8 +37,8 @@ class WholeCheckpoints(CheckpointIO):
     """Files that are whole under their final name whatever happens, and that hold finite numbers only.
 
     Args:
-        callbacks: whether the state of callbacks is read: an evaluation has not those of training, and Lightning would ask
-            for each of them.
+        callbacks: whether the state of callbacks is read. An evaluation lacks the callbacks of training, and Lightning would
+            miss each of them.
     """
 
     def __init__(self, callbacks: bool = True) -> None:
@@ -87,7 +87,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     try:
         # torch itself does not compare the checksums that it writes.
         with zipfile.ZipFile(path) as archive:
-            # What is compressed is not of torch, and could be as large as it likes when it is not.
+            # torch compresses nothing; what is compressed is of others, and could unpack to any size.
             damaged = any(part.compress_type for part in archive.infolist()) or archive.testzip()
         if damaged:
             raise zipfile.BadZipFile(damaged)

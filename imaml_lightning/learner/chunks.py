@@ -22,7 +22,7 @@ def leaves(chunk: Episode) -> Episode:
 
 
 def through_features(earlier: Sequence[Learned], loss_scale: float) -> Tensor | float:
-    """What, differentiated, takes the gradients that ``earlier`` chunks have collected back through the shared part.
+    """A term whose derivative takes the gradients that ``earlier`` chunks have collected back through the shared part.
 
     Added to the last chunk's loss it makes a single backward pass of the shared part, in which ranks exchange gradients.
     """

@@ -189,7 +189,7 @@ def _check_second_derivative(objective: InnerObjective) -> None:
         return
     try:
         module, criterion, proximal = copy.deepcopy((network.network, objective.criterion, objective.proximal))
-    except (RuntimeError, TypeError):  # what cannot be copied cannot be looked at so
+    except (RuntimeError, TypeError):  # what cannot be copied cannot be checked this way
         return
     flat = FlatNetwork(module.double(), network.keys)
     one = (part[:1].detach() for part in objective.support)

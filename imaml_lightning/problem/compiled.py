@@ -36,7 +36,7 @@ class CompiledDerivatives:
     """
 
     def __init__(self, network: FlatNetwork, criterion: nn.Module, backend: str = "inductor") -> None:
-        self.criterion, self.backend = criterion, backend
+        self.network, self.criterion, self.backend = network, criterion, backend
         self.failed = False
 
         self.masked = {classes: without_padding(criterion, classes) for classes in (False, True)}
@@ -73,10 +73,14 @@ class CompiledDerivatives:
         self.vjp = self._compiled(vjp)
         self.hvp = self._compiled(hvp)
 
-    def are_of(self, criterion: nn.Module, examples: Examples) -> bool:
-        """Whether this is the criterion, and one that leaves out the padding of ``examples``, if there is any."""
+    def are_of(self, network: FlatNetwork, criterion: nn.Module, examples: Examples) -> bool:
+        """Whether these are the network and the criterion, and that leaves out the padding of ``examples``, if there is any."""
         masked = self.masked[not examples.y.is_floating_point()]
-        return criterion is self.criterion and (masked is not None or not any_left(~examples.real()))
+        return (
+            network is self.network
+            and criterion is self.criterion
+            and (masked is not None or not any_left(~examples.real()))
+        )
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         # There are few shapes, so each gets code of its own. One graph or none: else parts would run uncompiled without a word.

@@ -52,7 +52,7 @@ class InnerObjective(Objective):
     def _choose(self) -> Derivatives:
         """The first of these ways that computes exactly this network."""
         here = self.network, self.support, self.criterion
-        if self.compiled and self.compiled.are_of(self.criterion, self.support):
+        if self.compiled and self.compiled.are_of(self.network, self.criterion, self.support):
             return Compiled(*here, self.compiled)
         if self.network.is_linear:
             return LinearHead(*here)

@@ -39,7 +39,7 @@ class Compiled(Callback):
             rank_zero_warn(f"nothing is compiled, because {why}: work goes on without")
         else:
             criterion = pl_module.support_criterion or pl_module.criterion
-            pl_module.derivatives = CompiledDerivatives(pl_module.flat, criterion, self.backend)
+            pl_module.derivatives = CompiledDerivatives(pl_module.cut.adapted, criterion, self.backend)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Episode, batch_idx: int
@@ -48,7 +48,7 @@ class Compiled(Callback):
         if pl_module.derivatives and not self._asked:
             self._asked = True
             objective = pl_module.objective(batch.support)
-            phi, x = objective.start()[0], batch.support.x[0]
+            phi, x = objective.start()[0], objective.support.x[0]
             with torch.no_grad():
                 random = draws(pl_module.device, lambda: objective.network(phi, x))
             # Every compiled function would draw for itself, and J and its transpose would not be of one network.

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from imaml_lightning.adaptation.argmin.arguments import Layout
+from imaml_lightning.adaptation.argmin.layer import FunctionEquation, LinearSolve
 from imaml_lightning.errors import UsageError
-from imaml_lightning.implicit.arguments import Layout
-from imaml_lightning.implicit.layer import FunctionEquation, LinearSolve
 from imaml_lightning.problem.solution import Result, Solution
 
 

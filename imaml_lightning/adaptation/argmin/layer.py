@@ -203,6 +203,6 @@ def leaves_of(value: Tensor) -> list[Tensor]:
         if node is not None and node not in seen:
             seen.add(node)
             if node.name() == "torch::autograd::AccumulateGrad":
-                found.append(node.variable)  # type: ignore[attr-defined]
+                found.append(node.variable)
             waiting.extend(before for before, _ in node.next_functions)
     return found

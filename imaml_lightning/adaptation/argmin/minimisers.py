@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imaml_lightning.adaptation.argmin.arguments import Arguments
+from imaml_lightning.adaptation.argmin.layer import FunctionEquation, LinearSolve, copies_of
+from imaml_lightning.adaptation.argmin.report import Report
 from imaml_lightning.errors import UsageError
-from imaml_lightning.implicit.arguments import Arguments
-from imaml_lightning.implicit.layer import FunctionEquation, LinearSolve, copies_of
-from imaml_lightning.implicit.report import Report
 from imaml_lightning.inner import LBFGS, InnerSolver
 from imaml_lightning.linear import ConjugateGradient, LinearSolver
 from imaml_lightning.problem.curvature import Curvature, Hessian, Operator

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imaml_lightning.implicit.arguments import Arguments
-from imaml_lightning.implicit.layer import FunctionEquation, LinearSolve, copies_of
-from imaml_lightning.implicit.minimisers import certified, check_uncoupled, finish, found
-from imaml_lightning.implicit.report import Report
+from imaml_lightning.adaptation.argmin.arguments import Arguments
+from imaml_lightning.adaptation.argmin.layer import FunctionEquation, LinearSolve, copies_of
+from imaml_lightning.adaptation.argmin.minimisers import certified, check_uncoupled, finish, found
+from imaml_lightning.adaptation.argmin.report import Report
 from imaml_lightning.inner import NewtonKrylov
 from imaml_lightning.linear import GMRES, LinearSolver
 from imaml_lightning.problem.function import LinearisedMap
