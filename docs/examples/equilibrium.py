@@ -28,8 +28,8 @@ if __name__ == "__main__":
     x, y = (torch.tensor(part) for part in load_digits(return_X_y=True))
     x = x.float() / 16
     network = nn.Sequential(Equilibrium(64, 32), nn.Linear(32, 10))
-    optimizer = torch.optim.Adam(network.parameters(), lr=3e-2)
-    for _step in range(60):
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _step in range(40):
         rows = torch.randint(1000, (64,))
         loss = cross_entropy(network(x[rows]), y[rows])
         optimizer.zero_grad()
