@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacrev
 from torch.nn.functional import cross_entropy, one_hot
 
-from imaml_lightning.inner import LBFGS, NewtonKrylov
+from imaml_lightning.adaptation.argmin import NewtonKrylov
+from imaml_lightning.inner import LBFGS
 from imaml_lightning.linear import GMRES, ConjugateGradient
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "docs" / "examples").glob("*.py"))

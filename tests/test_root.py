@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import jacrev
 
 from imaml_lightning import Result, UsageError, root
-from imaml_lightning.inner import NewtonKrylov
+from imaml_lightning.adaptation.argmin import NewtonKrylov
 from imaml_lightning.linear import GMRES, Dense
 
 TIGHT = {"solver": NewtonKrylov(rtol=1e-14), "linear_solver": GMRES(200, 1e-13)}

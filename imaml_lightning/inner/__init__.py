@@ -11,7 +11,6 @@ from imaml_lightning.inner.hessian_free import HessianFree
 from imaml_lightning.inner.lbfgs import LBFGS
 from imaml_lightning.inner.nesterov import Nesterov
 from imaml_lightning.inner.newton import Newton
-from imaml_lightning.inner.newton_krylov import NewtonKrylov
 
 __all__ = [
     "LBFGS",
@@ -25,5 +24,4 @@ __all__ = [
     "InnerSolver",
     "Nesterov",
     "Newton",
-    "NewtonKrylov",
 ]

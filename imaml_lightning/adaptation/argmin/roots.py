@@ -11,8 +11,8 @@ from torch import Tensor
 from imaml_lightning.adaptation.argmin.arguments import Arguments
 from imaml_lightning.adaptation.argmin.layer import FunctionEquation, LinearSolve, copies_of
 from imaml_lightning.adaptation.argmin.minimisers import certified, check_uncoupled, finish, found
+from imaml_lightning.adaptation.argmin.newton_krylov import NewtonKrylov
 from imaml_lightning.adaptation.argmin.report import Report
-from imaml_lightning.inner import NewtonKrylov
 from imaml_lightning.linear import GMRES, LinearSolver
 from imaml_lightning.problem.function import LinearisedMap
 
