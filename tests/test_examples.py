@@ -50,7 +50,7 @@ def test_it_runs_and_learns(path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert figures[3] > figures[1] + 0.02  # test accuracy
         assert figures[4] > figures[5] + 0.2  # trust in right and wrong labels
     elif path.stem == "equilibrium":
-        assert figures[0] > 0.5  # test accuracy, of ten classes
+        assert figures[0] > 0.8  # test accuracy, of ten classes
     else:
         assert figures[1] < 0.5 * figures[0]  # the query loss
 

@@ -29,7 +29,7 @@ if __name__ == "__main__":
     x = x.float() / 16
     network = nn.Sequential(Equilibrium(64, 32), nn.Linear(32, 10))
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-    for _step in range(40):
+    for _step in range(150):
         rows = torch.randint(1000, (64,))
         loss = cross_entropy(network(x[rows]), y[rows])
         optimizer.zero_grad()
