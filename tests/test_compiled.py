@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -31,7 +33,17 @@ def fresh() -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("backend", "padded"), [("inductor", False), ("eager", False), ("eager", True)])
+# torch's inductor writes vector code that its own headers leave out where vector kernels are switched off.
+INDUCTOR = pytest.param(
+    "inductor",
+    False,
+    marks=pytest.mark.skipif(
+        os.environ.get("ATEN_CPU_CAPABILITY") == "default", reason="inductor needs vector kernels"
+    ),
+)
+
+
+@pytest.mark.parametrize(("backend", "padded"), [INDUCTOR, ("eager", False), ("eager", True)])
 def test_regression_equals_the_ordinary_route(backend: str, padded: bool) -> None:
     """``eager`` runs the graph as it is, without the seconds that a compiler takes behind it."""
     episode = points()
