@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from imaml_lightning.problem.feature_memory import FeatureMemory
+from imaml_lightning.problem.function import leaves_of
 from imaml_lightning.problem.modes import answering
 from imaml_lightning.problem.network import FlatNetwork
 from imaml_lightning.problem.tensors import hooked, tensor_of
@@ -194,23 +195,9 @@ class _Head:
             return "it takes more than one tensor"
         if said is not output:
             return "its output is not that of the network"
-        if inputs[0].requires_grad and any(_reaches(inputs[0], p) for p in self.adapted if p.requires_grad):
+        if {id(p) for p in self.adapted} & {id(leaf) for leaf in leaves_of(inputs[0])}:
             return "its parameters are used before it too"
         return ""
-
-
-def _reaches(output: Tensor, parameter: Tensor) -> bool:
-    """Whether ``output``'s graph leads to ``parameter``."""
-    seen, waiting = set(), [output.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if getattr(node, "variable", None) is parameter:
-            return True
-        seen.add(node)
-        waiting += [following for following, _ in node.next_functions]
-    return False
 
 
 def _chain(network: nn.Module) -> list[nn.Module] | None:

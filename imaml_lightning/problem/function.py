@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,3 +134,18 @@ def pull(value: Tensor, tensors: list[Tensor], u: Tensor, create_graph: bool = F
     return torch.autograd.grad(
         value, tensors, u, retain_graph=True, create_graph=create_graph, allow_unused=True, materialize_grads=True
     )
+
+
+def leaves_of(value: Tensor) -> list[Tensor]:
+    """The leaves of a graph: every tensor, computed from no other, in which ``value`` can be differentiated."""
+    found: list[Tensor] = []
+    seen: set[Any] = set()
+    waiting: list[Any] = [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if node.name() == "torch::autograd::AccumulateGrad":
+                found.append(node.variable)
+            waiting.extend(before for before, _ in node.next_functions)
+    return found

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from imaml_lightning.errors import UsageError
 from imaml_lightning.linear import LinearSolver
 from imaml_lightning.linear.base import Product
-from imaml_lightning.problem.function import LinearisedMap, pull
+from imaml_lightning.problem.function import LinearisedMap, leaves_of, pull
 from imaml_lightning.problem.precision import full_precision
 from imaml_lightning.problem.solution import Solution, check_converged
 
@@ -191,18 +191,3 @@ def _once(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
 def copies_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Leaves with the same numbers."""
     return [tensor.detach().requires_grad_() for tensor in tensors]
-
-
-def leaves_of(value: Tensor) -> list[Tensor]:
-    """The leaves of a graph: every tensor, computed from no other, in which ``value`` can be differentiated."""
-    found: list[Tensor] = []
-    seen: set[Any] = set()
-    waiting: list[Any] = [value.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            if node.name() == "torch::autograd::AccumulateGrad":
-                found.append(node.variable)
-            waiting.extend(before for before, _ in node.next_functions)
-    return found
